@@ -1,0 +1,1 @@
+"""What would run, and why: pure functions of a study and its manifests. No I/O, no torch."""

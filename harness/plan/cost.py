@@ -1,0 +1,70 @@
+"""What training costs in floating-point operations, before it runs.
+
+Per token, forward and backward: 6 N + 6 L d T for causal attention (scores and values, half of T seen on average), N
+being the parameters of matrix products (all but the embedding look-up; the output head counts, tied or not), L layers
+of attention width d, T the context. PaLM's appendix B (2204.02311) has 12 L d T, which counts the masked half too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Dense bf16 peak of an H100 SXM; 40 % of it is what well-kept trainers reach on 0.5-8B models.
+PEAK_FLOPS = 989e12
+ASSUMED_UTILISATION = 0.4
+GPU_HOURS_BASIS = "assumed: 40 % of 989 TFLOP/s (H100, dense bf16)"
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the cost of a model follows from. total: all parameters; matmul: those in matrix products."""
+
+    total: int
+    matmul: int
+    layers: int
+    attention_width: int
+
+    def flops_per_token(self, context: int) -> int:
+        """Floating-point operations per trained token, forward and backward, causal attention."""
+        return 6 * self.matmul + 6 * self.layers * self.attention_width * context
+
+
+def gpu_hours(flops: float) -> float:
+    """Hours of one assumed GPU."""
+    return flops / (PEAK_FLOPS * ASSUMED_UTILISATION) / 3600
+
+
+def shape_of(manifest: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> ModelShape | None:
+    """The base's shape from its manifest, else from a declared Llama-like configuration, else None."""
+    if manifest is not None:
+        resolved = manifest["config"]
+        parameters = manifest["parameters"]
+        heads = resolved.get("num_attention_heads", resolved.get("n_head", 1))
+        hidden = manifest["hidden"]
+        width = heads * (resolved.get("head_dim") or hidden // heads)
+        return ModelShape(parameters["total"], parameters["matmul"], manifest["layers"], width)
+    return _llama_shape(config) if config is not None else None
+
+
+def _llama_shape(config: Mapping[str, Any]) -> ModelShape | None:
+    """Counted from the fields; None for another family or where a field is missing (the manifest will know)."""
+    if config.get("model_type") not in {"llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2"}:
+        return None
+    try:
+        hidden, layers, inner = (config[k] for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+        heads, vocab = config["num_attention_heads"], config["vocab_size"]
+    except KeyError:
+        return None
+    head = config.get("head_dim") or hidden // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    attention = 2 * hidden * heads * head + 2 * hidden * kv_heads * head
+    body = layers * (attention + 3 * hidden * inner)
+    norms = hidden * (2 * layers + 1)
+    embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings", False) else 2)
+    return ModelShape(body + norms + embeddings, body + vocab * hidden, layers, heads * head)
+
+
+# Weights in fp32 and AdamW's two moments in fp32.
+BYTES_PER_PARAMETER = 12

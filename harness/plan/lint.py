@@ -1,0 +1,229 @@
+"""What may not be compared, or only with care. Every check reads resolved treatments, never the YAML.
+
+Levels: an error stops `ablate run` unless `compare.allow` names it for the arm; a warning is printed and stands in the
+report. Codes are the names that `allow` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.plan.blend import drawn
+from harness.plan.schedule import Piece, end_rate
+from harness.study.treatment import Arm, Stage, Treatment
+
+if TYPE_CHECKING:
+    from harness.study import Study
+
+CODES: Mapping[str, str] = {
+    "undeclared-difference": "an arm differs from the baseline in something that it does not declare",
+    "unequal-tokens": "an arm trains on another number of tokens than the baseline, and `compare.equal` is tokens",
+    "schedule-open": "an arm's learning rate has not come to the end of a decay where it is compared",
+    "confounded": "an axis also changes another source's tokens, the total or the number of updates",
+    "no-control": "no arm spends the same budget on the pre-training mixture",
+    "cold-without-warmup": "training starts with a fresh optimizer at a high rate without warm-up",
+}
+
+
+@dataclass(frozen=True)
+class Lint:
+    """One finding. arm: the arm that it is about, "" for the study."""
+
+    level: Literal["error", "warning"]
+    code: str
+    arm: str
+    message: str
+
+
+def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]]) -> list[Lint]:
+    """Findings against the study's baseline, allowed ones left out.
+
+    ends: the first and last piece of the schedule of each arm that is trained, by name.
+    """
+    compare = study.spec.compare
+    arms = [arm for arm in study.arms if arm.name in ends or arm.name == compare.baseline]
+    baseline = next(arm for arm in study.arms if arm.name == compare.baseline)
+    found: list[Lint] = []
+    facts = _Facts(baseline)
+    for arm in arms:
+        if arm is not baseline:
+            found += facts.against_baseline(arm, compare.equal)
+        if arm.name in ends:
+            first, last = ends[arm.name]
+            found += _schedule_open(arm, last)
+            found += _cold_without_warmup(arm, first)
+    if compare.control is None:
+        message = (
+            "no `compare.control`: an anneal on the plain pre-training mixture alone moves averages by points "
+            "(+4.4 in OLMo 2, 2501.00656), so without an arm that spends the same budget on it, "
+            "a gain over the base says little about the data"
+        )
+        found.append(Lint("warning", "no-control", "", message))
+    allowed = compare.allow
+    return [item for item in found if item.code not in allowed.get(item.arm or compare.baseline, ())]
+
+
+class _Facts:
+    """What the baseline resolves to, computed once, and each arm held against it."""
+
+    def __init__(self, baseline: Arm) -> None:
+        self._baseline = baseline
+        self._tokens = source_tokens(baseline.treatment)
+        self._steps = _steps(baseline.treatment)
+        self._stages = {id(stage) for stage in baseline.treatment.stages}
+        self._fields: dict[int, dict[str, Any]] = {}
+
+    def against_baseline(self, arm: Arm, equal: str) -> Iterator[Lint]:
+        tokens, reference = arm.treatment.tokens, self._baseline.treatment.tokens
+        if equal == "tokens" and tokens != reference:
+            message = f"trains on {tokens:,} tokens, {self._baseline.name} on {reference:,}"
+            yield Lint("error", "unequal-tokens", arm.name, message)
+        undeclared = self._undeclared(arm)
+        if undeclared:
+            listed = "; ".join(f"{path}: {a} → {b}" for path, a, b in undeclared[:4])
+            yield Lint("error", "undeclared-difference", arm.name, f"differs undeclared from baseline in {listed}")
+        side_effects = list(self._side_effects(arm))
+        if side_effects:
+            yield Lint("warning", "confounded", arm.name, "also changes " + "; ".join(side_effects))
+
+    def _undeclared(self, arm: Arm) -> list[tuple[str, Any, Any]]:
+        """Resolved fields that differ and that no declared change covers."""
+        declared = tuple(arm.changes)
+        # Stages that both share are one object; only the others can differ.
+        shared = {id(stage) for stage in arm.treatment.stages} & self._stages
+        here, there = self._resolved(arm.treatment, shared), self._resolved(self._baseline.treatment, shared)
+        return [
+            (path, _text(there.get(path)), _text(here.get(path)))
+            for path in sorted(set(here) | set(there))
+            if here.get(path) != there.get(path) and not _covered(path, declared, self._baseline.changes)
+        ]
+
+    def _resolved(self, treatment: Treatment, but: Collection[int]) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        for stage in treatment.stages:
+            if id(stage) in but:
+                continue
+            known = self._fields.get(id(stage))
+            if known is None:
+                known = self._fields[id(stage)] = _stage_fields(stage)
+            fields.update(known)
+        if treatment.lr is not None:
+            fields["lr"] = treatment.lr
+        return fields
+
+    def _side_effects(self, arm: Arm) -> Iterator[str]:
+        """What an axis moves besides itself: other sources' tokens, the total, the number of updates."""
+        varied = {path for path in arm.changes if "." not in path}  # a mixture axis is named by its source
+        if varied:
+            tokens = source_tokens(arm.treatment)
+            for name in sorted(set(tokens) | set(self._tokens)):
+                before, after = self._tokens.get(name, 0), tokens.get(name, 0)
+                if before != after and not any(name in path.split("+") for path in varied):
+                    yield f"{name} {before:,} → {after:,} tokens"
+        declares_tokens = any(path.endswith(".tokens") or path == "total" for path in arm.changes)
+        total, reference = arm.treatment.tokens, self._baseline.treatment.tokens
+        if total != reference and not declares_tokens:
+            yield f"the total {reference:,} → {total:,} tokens"
+        steps = _steps(arm.treatment)
+        if steps != self._steps and total == reference:
+            yield f"the number of updates {self._steps:,} → {steps:,}"
+
+
+def source_tokens(treatment: Treatment) -> dict[str, int]:
+    """Tokens of each source that a path consumes, whole rows, as the blend draws them."""
+    totals: dict[str, int] = {}
+    for stage in treatment.stages:
+        for name, tokens in _stage_tokens(stage).items():
+            totals[name] = totals.get(name, 0) + tokens
+    return totals
+
+
+def _stage_tokens(stage: Stage) -> dict[str, int]:
+    return _mixture_tokens(stage.mixture, stage.tokens // stage.context.length, stage.context.length)
+
+
+@lru_cache(maxsize=100_000)  # arms share few distinct mixtures
+def _mixture_tokens(mixture: tuple[tuple[str, Fraction], ...], rows: int, length: int) -> dict[str, int]:
+    counts = drawn([share for _, share in mixture], rows)
+    return {name: count * length for (name, _), count in zip(mixture, counts, strict=True)}
+
+
+def _steps(treatment: Treatment) -> int:
+    return sum(stage.tokens // stage.batch_tokens for stage in treatment.stages)
+
+
+def _stage_fields(stage: Stage) -> dict[str, Any]:
+    """A stage as flat paths. Lengths that follow from `rest` and shares of the mixture are `confounded`'s matter."""
+    prefix = f"stages.{stage.name}."
+    fields: dict[str, Any] = {
+        prefix + "batch_tokens": stage.batch_tokens,
+        prefix + "precision": stage.precision,
+        prefix + "mixture": stage.mixture,
+        prefix + "context.length": stage.context.length,
+        prefix + "context.documents": stage.context.documents,
+        prefix + "context.packing": stage.context.packing,
+        prefix + "context.rope": stage.context.rope,
+        prefix + "optimizer.lr": stage.optimizer.lr,
+        prefix + "optimizer.betas": stage.optimizer.betas,
+        prefix + "optimizer.eps": stage.optimizer.eps,
+        prefix + "optimizer.weight_decay": stage.optimizer.weight_decay,
+        prefix + "optimizer.clip": stage.optimizer.clip,
+    }
+    if stage.lr is not None:
+        fields[prefix + "lr.shape"] = stage.lr.shape
+        fields[prefix + "lr.from"] = stage.lr.start
+        fields[prefix + "lr.to"] = stage.lr.end
+        fields[prefix + "lr.warmup"] = stage.lr.warmup
+    return fields
+
+
+def _covered(path: str, declared: Iterable[str], also: Iterable[str]) -> bool:
+    """Whether a declared change says that `path` differs: it, a block around it, or what it is derived from."""
+    stage_path = path.split(".", 2)[2] if path.startswith("stages.") else path
+    for change in (*declared, *also):
+        if path == change or path.startswith(change + ".") or change.startswith(path + "."):
+            return True
+        of_train = change.removeprefix("train.")
+        if change.startswith("train") and (
+            stage_path == of_train or stage_path.startswith(of_train + ".") or of_train.startswith(stage_path + ".")
+        ):
+            return True
+        # `0.1x` and a peak that is not declared follow optimizer.lr; one schedule over all replaces the stages' own.
+        if ".lr." in path and (change.endswith("optimizer.lr") or change == "lr" or change.startswith("lr.")):
+            return True
+        if path.endswith(".mixture") and "." not in change:
+            return True  # a mixture axis
+    return False
+
+
+def _schedule_open(arm: Arm, last: Piece) -> Iterator[Lint]:
+    """The end is compared: the last piece must be a decay that reaches its `to`, from a rate above it."""
+    if last["shape"] == "constant" and last["value"] > 0:
+        message = f"ends at a constant rate of {last['value']:g}: the score of an open schedule is not a result"
+        yield Lint("error", "schedule-open", arm.name, message)
+    elif last.get("at") == "end":
+        yield Lint("error", "schedule-open", arm.name, f"ends inside a warm-up, at a rate of {end_rate(last):g}")
+    elif last["shape"] != "constant" and last["to"] > last["from"]:
+        message = f"its last stage raises the rate from {last['from']:g} to {last['to']:g}"
+        yield Lint("error", "schedule-open", arm.name, message)
+
+
+def _cold_without_warmup(arm: Arm, first: Piece) -> Iterator[Lint]:
+    """Adam's first steps with empty moments are of full size whatever the gradient."""
+    if arm.treatment.base.optimizer != "cold":
+        return
+    peak = arm.treatment.stages[0].optimizer.lr
+    begins = first["value"] if first["shape"] == "constant" else first["from"]
+    if first.get("at") != "end" and begins > 0.1 * peak:
+        message = f"starts with a cold optimizer at a rate of {begins:g} without warm-up"
+        yield Lint("warning", "cold-without-warmup", arm.name, message)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return "{" + ", ".join(f"{name}: {float(share):g}" for name, share in value) + "}"
+    return "none" if value is None else str(value)

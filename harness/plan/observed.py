@@ -1,0 +1,56 @@
+"""What a results folder holds, as planning needs it. Pure records; `harness.launch.observe` fills them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class StateSeen:
+    """One state's folder. outcome `damaged`: its marker or a file of its final checkpoint does not hold (`reason`
+    names it); `partial`: work was begun and is not done. code: tree hash of the code that trained it."""
+
+    outcome: Literal["trained", "diverged", "damaged", "partial"]
+    weights: str | None = None
+    reason: str = ""
+    code: str | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointSeen:
+    """A whole checkpoint, under whichever state's folder it lies."""
+
+    path: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Observed:
+    """states and checkpoints by fingerprint; evaluations as (weights, task key); previous: the plan.json that was
+    there; code: tree hash of the code that would run now."""
+
+    states: Mapping[str, StateSeen] = field(default_factory=dict)
+    checkpoints: Mapping[str, CheckpointSeen] = field(default_factory=dict)
+    evaluations: frozenset[tuple[str, str]] = frozenset()
+    previous: Mapping[str, Any] | None = None
+    code: str | None = None
+
+
+NOTHING = Observed()
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """One evaluation task of the study: its key names everything about it but the weights.
+
+    kind: `lm_eval` or `held_out`. headline: the metric that stands for the task in a suite's average, if any does.
+    """
+
+    suite: str
+    task: str
+    kind: str
+    key: str
+    headline: str | None = None

@@ -1,0 +1,379 @@
+"""The plan: study + manifests + what is there → arms, runs, segments, evaluations, and why each will run or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from harness.plan import cost, reasons, tree
+from harness.plan.canonical import digest
+from harness.plan.fingerprint import base_state, state_at
+from harness.plan.lint import Lint, lint
+from harness.plan.observed import NOTHING, Observed, TaskRef
+from harness.plan.science import Identities, PathBuilder, Piece, base_science
+from harness.plan.tree import Segment
+
+if TYPE_CHECKING:
+    from harness.study import Study
+    from harness.study.treatment import Arm, SeedSet, Treatment
+
+BASE = "base"
+END = "end"
+
+
+@dataclass(slots=True)
+class PlanArm:
+    """An arm; `same_as` names the arm with equal science that is trained in its place, None when it is its own."""
+
+    name: str
+    changes: Mapping[str, Any]
+    fingerprint: str
+    same_as: str | None
+
+
+@dataclass(slots=True)
+class Point:
+    """A named state of a run. `segment` is None for the base; `state` is the folder's name either way."""
+
+    label: str
+    segment: str | None
+    tokens: int
+    state: str
+
+
+@dataclass(slots=True)
+class PlanRun:
+    """An arm with its seeds: the segments of its path from token 0 and its named points."""
+
+    name: str
+    arm: str
+    seeds: SeedSet
+    base: str
+    path: list[str]
+    points: list[Point]
+    pieces: list[Piece]
+    tokens: int
+
+
+@dataclass(slots=True)
+class BaseState:
+    """The state before token 0 of all runs with one init seed."""
+
+    id: str
+    science: dict[str, Any]
+    needed: bool
+
+
+@dataclass(slots=True)
+class PlanEval:
+    """One task at one point of one run."""
+
+    run: str
+    label: str
+    state: str
+    task: TaskRef
+    done: bool
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything that `ablate plan` prints and `ablate run` does."""
+
+    study: Study
+    identities: Identities
+    arms: list[PlanArm]
+    runs: list[PlanRun]
+    bases: dict[str, BaseState]
+    segments: dict[str, Segment]
+    evals: list[PlanEval]
+    tasks: list[TaskRef]
+    totals: dict[str, Any]
+    lint: list[Lint]
+    shape: cost.ModelShape | None
+    orphans: list[str] = field(default_factory=list)
+
+    def segment_json(self, segment_id: str) -> dict[str, Any]:
+        """`segment.json` of a segment or a base state: all that its job needs to know of the path."""
+        if segment_id in self.bases:
+            fields = {"id": segment_id, "kind": "base", "parent": None, "stage": BASE, "tokens_from": 0, "tokens_to": 0}
+            return {**fields, "base": self.bases[segment_id].science, "pieces": []}
+        segment = self.segments[segment_id]
+        run = self.runs[segment.run]
+        pieces = [piece.as_json() for piece in run.pieces if piece.start < segment.tokens_to]
+        pieces[-1]["end"] = min(pieces[-1]["end"], segment.tokens_to)
+        return {
+            "id": segment.id,
+            "kind": segment.kind,
+            "parent": segment.parent,
+            "stage": segment.stage,
+            "tokens_from": segment.tokens_from,
+            "tokens_to": segment.tokens_to,
+            "base": self.bases[run.base].science,
+            "pieces": pieces,
+        }
+
+    def run_json(self, run: PlanRun) -> dict[str, Any]:
+        """`run.json`: the run's path, points and evaluations."""
+        arm = next(arm for arm in self.arms if arm.name == run.arm)
+        return {
+            "name": run.name,
+            "arm": run.arm,
+            "seeds": run.seeds.declared,
+            "seed_set": run.seeds.name,
+            "changes": dict(arm.changes),
+            "base": run.base,
+            "path": run.path,
+            "points": [_point_json(point) for point in run.points],
+            "evals": [
+                {"point": item.label, "key": item.task.key, "suite": item.task.suite, "task": item.task.task}
+                for item in self.evals
+                if item.run == run.name
+            ],
+        }
+
+    def record(self) -> dict[str, Any]:
+        """`plan.json`: what `--json` prints, and what the next plan needs to say what changed."""
+        return {"schema": 1, **self.to_json(), "science": reasons.science_summary(self)}
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `ablate plan --json`."""
+        spec = self.study.spec
+        return {
+            "study": spec.study,
+            "question": spec.question,
+            "arms": [
+                {
+                    "name": arm.name,
+                    "changes": dict(arm.changes),
+                    "fingerprint": arm.fingerprint,
+                    "same_as": arm.same_as,
+                }
+                for arm in self.arms
+            ],
+            "runs": [
+                {
+                    "name": run.name,
+                    "arm": run.arm,
+                    "seeds": run.seeds.declared,
+                    "seed_set": run.seeds.name,
+                    "base": run.base,
+                    "path": run.path,
+                    "points": [{"label": p.label, "segment": p.segment, "tokens": p.tokens} for p in run.points],
+                }
+                for run in self.runs
+            ],
+            "segments": [
+                {
+                    "id": segment.id,
+                    "kind": segment.kind,
+                    "parents": [segment.parent] if segment.parent in self.segments else [],
+                    "stage": segment.stage,
+                    "tokens_from": segment.tokens_from,
+                    "tokens_to": segment.tokens_to,
+                    "flops": segment.flops,
+                    "state": segment.state,
+                    "reason": segment.reason,
+                }
+                for segment in self.segments.values()
+            ],
+            "evals": [
+                {
+                    "point": f"{item.run}@{item.label}",
+                    "suite": item.task.suite,
+                    "task": item.task.task,
+                    "state": "reused" if item.done else "new",
+                }
+                for item in self.evals
+            ],
+            "totals": self.totals,
+            "lint": [vars(item) for item in self.lint],
+            "unresolved": self.identities.unresolved,
+            "tasks": [
+                {"suite": t.suite, "task": t.task, "kind": t.kind, "key": t.key, "headline": t.headline}
+                for t in self.tasks
+            ],
+            "notes": spec.notes,
+            "compare": spec.compare.model_dump(mode="json"),
+            "eval": spec.eval.model_dump(mode="json"),
+            "orphans": self.orphans,
+        }
+
+
+def build_plan(
+    study: Study,
+    identities: Identities,
+    base_manifest: Mapping[str, Any] | None = None,
+    tasks: Sequence[TaskRef] = (),
+    observed: Observed = NOTHING,
+    share: bool = True,
+) -> Plan:
+    """The plan of `study` against what is there. Raises Mistake for what only the whole path shows.
+
+    share=False gives every run its own segments, named by fingerprint and run: the same work, done as often as asked.
+    """
+    shape = cost.shape_of(base_manifest, study.arms[0].treatment.base.model.get("config"))
+    builder = PathBuilder(identities)
+    runs, arms, bases = _runs(study, builder, identities)
+    layouts = {arm.name: _layout(arm.treatment, study.spec.eval.every) for arm in study.arms}
+    segments, paths = _segments(runs, _trees(runs, layouts, share), shape)
+    for run, path in zip(runs, paths, strict=True):
+        run.path = path
+        run.points = _points(layouts[run.arm], run, segments)
+    plan = Plan(study, identities, arms, runs, bases, segments, [], list(tasks), {}, [], shape)
+    plan.evals = _evals(study, plan, observed)
+    reasons.settle(plan, observed)
+    plan.totals = _totals(plan)
+    plan.lint = lint(study, {run.arm: (run.pieces[0].science["lr"], run.pieces[-1].science["lr"]) for run in runs})
+    return plan
+
+
+def _runs(
+    study: Study, builder: PathBuilder, identities: Identities
+) -> tuple[list[PlanRun], list[PlanArm], dict[str, BaseState]]:
+    """Runs of the arms that differ, with their merged pieces; equal arms become one arm with several names."""
+    runs: list[PlanRun] = []
+    arms: list[PlanArm] = []
+    bases: dict[str, BaseState] = {}
+    first_with: dict[str, str] = {}
+    base_ids: dict[tuple[int, int], str] = {}
+    for arm in study.arms:
+        unseeded = builder.unseeded(arm.treatment)
+        base_id = _base_id(arm, study.seed_sets[0].init, identities, bases, base_ids)
+        fingerprint = _arm_fingerprint(base_id, unseeded)
+        same_as = first_with.setdefault(fingerprint, arm.name)
+        arms.append(PlanArm(arm.name, arm.changes, fingerprint, None if same_as == arm.name else same_as))
+        if same_as != arm.name:
+            continue
+        for seeds in study.seed_sets:
+            base_id = _base_id(arm, seeds.init, identities, bases, base_ids)
+            pieces = builder.seeded(unseeded, arm.treatment, seeds)
+            name = f"{arm.name}/{seeds.name}"
+            runs.append(PlanRun(name, arm.name, seeds, base_id, [], [], pieces, arm.treatment.tokens))
+    return runs, arms, bases
+
+
+def _arm_fingerprint(base_id: str, unseeded: Sequence[Piece]) -> str:
+    """The name of an arm's science whatever its data seeds: what two arms must share to be one."""
+    return state_at(base_id, _merged(unseeded), unseeded[-1].end)
+
+
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    merged: list[Piece] = []
+    for piece in pieces:
+        if merged and merged[-1].key == piece.key:
+            last = merged[-1]
+            merged[-1] = Piece(last.start, piece.end, last.stage, last.science, last.key, last.data_seed)
+        else:
+            merged.append(piece)
+    return merged
+
+
+def _base_id(
+    arm: Arm,
+    init: int,
+    identities: Identities,
+    bases: dict[str, BaseState],
+    known: dict[tuple[int, int], str],
+) -> str:
+    base = arm.treatment.base
+    name = known.get((id(base), init))
+    if name is None:
+        science = base_science(base, identities, init)
+        name = base_state(science)
+        bases.setdefault(name, BaseState(name, science, needed=False))
+        known[id(base), init] = name
+    return name
+
+
+def _trees(runs: Sequence[PlanRun], layouts: Mapping[str, tuple[tuple[str, int], ...]], share: bool) -> list[tree.Tree]:
+    """The tree of all runs, or (share=False) a tree for each. A run needs a state wherever it has a label."""
+    cuts = {arm: tuple(sorted({tokens for _, tokens in layout})) for arm, layout in layouts.items()}
+    paths = [tree.Path(run.base, run.pieces, cuts[run.arm]) for run in runs]
+    return [tree.build(paths)] if share else [tree.build([path]) for path in paths]
+
+
+def _segments(
+    runs: Sequence[PlanRun], trees: Sequence[tree.Tree], shape: cost.ModelShape | None
+) -> tuple[dict[str, Segment], list[list[str]]]:
+    """All segments, and each run's path through them. Where each run has a tree, its states carry its name too."""
+    if len(trees) == 1:
+        segments, paths = trees[0].segments, trees[0].of_run
+    else:
+        segments, paths = {}, []
+        for index, own in enumerate(trees):
+            alias = {name: digest([name, runs[index].name])[: len(name)] for name in own.segments}
+            for found in own.segments.values():
+                found.id, found.parent, found.run = alias[found.id], alias.get(found.parent, found.parent), index
+                segments[found.id] = found
+            paths.append([alias[name] for name in own.of_run[0]])
+    if shape is not None:
+        for segment in segments.values():
+            segment.flops = sum(
+                shape.flops_per_token(piece.science["context"]["length"])
+                * max(0, min(piece.end, segment.tokens_to) - max(piece.start, segment.tokens_from))
+                for piece in runs[segment.run].pieces
+            )
+    return segments, paths
+
+
+def _layout(treatment: Treatment, every: int | None) -> tuple[tuple[str, int], ...]:
+    """(label, tokens) of the ends of stages and the declared multiples, in path order, then the end."""
+    ends: dict[int, str] = {}
+    at = 0
+    for stage in treatment.stages:
+        at += stage.tokens
+        ends[at] = stage.name
+    multiples = set(range(every, at, every)) if every else set()
+    labels = [(label, tokens) for tokens, label in ends.items()] + [(str(tokens), tokens) for tokens in multiples]
+    return (*sorted(labels, key=lambda item: (item[1], item[0].isdigit())), (END, at))
+
+
+def _points(layout: Sequence[tuple[str, int]], run: PlanRun, segments: Mapping[str, Segment]) -> list[Point]:
+    """The base and every labelled state of a run, in path order."""
+    ends = {segments[name].tokens_to: name for name in run.path}
+    labelled = [Point(label, ends[tokens], tokens, ends[tokens]) for label, tokens in layout]
+    return [Point(BASE, None, 0, run.base), *labelled]
+
+
+def _evals(study: Study, plan: Plan, observed: Observed) -> list[PlanEval]:
+    wanted = set(study.spec.eval.labels)
+    every = study.spec.eval.every
+    evals: list[PlanEval] = []
+    for run in plan.runs:
+        for point in run.points:
+            if point.label not in wanted and not (every and point.label.isdigit()):
+                continue
+            seen = observed.states.get(point.state)
+            weights = seen.weights if seen is not None and seen.outcome == "trained" else None
+            for task in plan.tasks:
+                done = weights is not None and (weights, task.key) in observed.evaluations
+                evals.append(PlanEval(run.name, point.label, point.state, task, done))
+    return evals
+
+
+def _totals(plan: Plan) -> dict[str, Any]:
+    segments = plan.segments.values()
+    known = plan.shape is not None
+    flops = sum(segment.flops or 0 for segment in segments) if known else None
+    to_train = [segment for segment in segments if segment.needed]
+    checkpoint = plan.shape.total * cost.BYTES_PER_PARAMETER if plan.shape is not None else 0
+    return {
+        "arms": len(plan.arms),
+        "runs": len(plan.runs),
+        "segments": len(plan.segments),
+        "tokens": sum(segment.tokens_to - segment.tokens_from for segment in segments),
+        "tokens_unshared": sum(run.tokens for run in plan.runs),
+        "tokens_to_train": sum(segment.tokens_to - segment.start_tokens for segment in to_train),
+        "flops": flops,
+        "gpu_hours": None if flops is None else cost.gpu_hours(flops),
+        "gpu_hours_basis": cost.GPU_HOURS_BASIS,
+        "eval_gpu_hours": None,  # no honest estimate before a task has been timed
+        "evals_to_do": sum(not item.done for item in plan.evals),
+        "disk_bytes": checkpoint * (len(plan.segments) + len(plan.bases)) if known else None,
+        "sbatch_calls": 0,
+    }
+
+
+def _point_json(point: Point) -> dict[str, Any]:
+    return {"label": point.label, "segment": point.segment, "tokens": point.tokens, "state": point.state}

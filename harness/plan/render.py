@@ -1,0 +1,183 @@
+"""A plan as text for a terminal: what would run and why, what it costs, what cannot be compared."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from harness.plan.lint import source_tokens
+
+if TYPE_CHECKING:
+    from harness.plan.plan import Plan
+    from harness.plan.tree import Segment
+
+MOST_ARMS = 60
+
+
+def text(plan: Plan, pools: Mapping[str, int] | None = None, width: int = 80) -> str:
+    """The plan in `width` columns. pools: training tokens of each resolved source, for epochs."""
+    parts = [
+        _head(plan, width),
+        _arms(plan, width),
+        _work(plan, width),
+        _exposures(plan, pools or {}, width),
+        _cost(plan),
+        _findings(plan, width),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = (), width: int = 80) -> str:
+    """Aligned columns, the first row a header. `right`: columns of numbers. The widest text column gives way."""
+    columns = range(len(rows[0]))
+    widths = [max(len(row[i]) for row in rows) for i in columns]
+    over = sum(widths) + 2 * (len(widths) - 1) - width
+    if over > 0:
+        widest = max((i for i in columns if i not in set(right)), key=lambda i: widths[i])
+        widths[widest] = max(8, widths[widest] - over)
+    lines = []
+    for row in rows:
+        cells = [_fit(cell, widths[i]) for i, cell in enumerate(row)]
+        cells = [cell.rjust(widths[i]) if i in set(right) else cell.ljust(widths[i]) for i, cell in enumerate(cells)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def count(number: float) -> str:
+    """A token count as people read it: 261,632 as it is, 2.06M, 10.5B above a million."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:,.0f}"
+
+
+def _head(plan: Plan, width: int) -> str:
+    spec = plan.study.spec
+    lines = [f"study {spec.study}: {len(plan.arms)} arms, {len(plan.runs)} runs, {len(plan.segments)} segments"]
+    if spec.question:
+        lines += textwrap.wrap(spec.question, width, initial_indent="  ", subsequent_indent="  ")
+    if plan.identities.unresolved:
+        what = ", ".join(plan.identities.unresolved)
+        lines += textwrap.wrap(f"unresolved (no manifest yet, `ablate run` makes it): {what}", width)
+    lines += [line for note in plan.study.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
+    return "\n".join(lines)
+
+
+def _arms(plan: Plan, width: int) -> str:
+    work = _work_by_arm(plan)
+    rows = [["arm", "changes", "to train", "why"]]
+    for arm in plan.arms[:MOST_ARMS]:
+        changes = ", ".join(f"{path.removeprefix('stages.')}={value}" for path, value in arm.changes.items())
+        if arm.same_as is not None:
+            rows.append([arm.name, changes, "", f"same as {arm.same_as}"])
+            continue
+        tokens, why = work[arm.name]
+        rows.append([arm.name, "" if arm.name == changes else changes, f"{tokens:,}" if tokens else "-", why])
+    if all(row[1] in ("", row[0]) for row in rows[1:]):
+        rows = [[row[0], *row[2:]] for row in rows]
+    text = table(rows, right=[len(rows[0]) - 2], width=width)
+    rest = len(plan.arms) - MOST_ARMS
+    return text + (f"\n… and {rest} more arms (--json has them all)" if rest > 0 else "")
+
+
+def _work_by_arm(plan: Plan) -> dict[str, tuple[int, str]]:
+    """Tokens that each arm alone still has to train (shared segments count for the first arm that needs them)."""
+    result: dict[str, tuple[int, str]] = {}
+    counted: set[str] = set()
+    for run in plan.runs:
+        tokens, _ = result.get(run.arm, (0, ""))
+        states = Counter[str]()
+        for name in run.path:
+            segment = plan.segments[name]
+            states[segment.state] += 1
+            if segment.needed and name not in counted:
+                counted.add(name)
+                tokens += segment.tokens_to - segment.start_tokens
+        last = plan.segments[run.path[-1]]
+        result[run.arm] = (tokens, last.state if not last.needed or last.state != "new" else last.reason)
+    return result
+
+
+def _work(plan: Plan, width: int) -> str:
+    """Segments grouped by what happens to them; everything that is not simply new or done is named."""
+    states = Counter(segment.state for segment in plan.segments.values())
+    lines = ["segments: " + ", ".join(f"{number} {state}" for state, number in sorted(states.items()))]
+    special = [s for s in plan.segments.values() if s.needed and (s.state != "new" or s.start_path)]
+    for segment in special[:12]:
+        lines += textwrap.wrap(_segment_line(plan, segment), width, initial_indent="  ", subsequent_indent="    ")
+    if len(special) > 12:
+        lines.append(f"  … and {len(special) - 12} more")
+    if plan.orphans:
+        lines.append(f"orphans: {len(plan.orphans)} states in the folder belong to no arm of this study any more")
+    return "\n".join(lines)
+
+
+def _segment_line(plan: Plan, segment: Segment) -> str:
+    run = plan.runs[segment.run]
+    return (
+        f"{segment.state} {segment.id[:8]} {run.name} {segment.stage} "
+        f"[{segment.tokens_from:,}, {segment.tokens_to:,}): {segment.reason}"
+    )
+
+
+def _exposures(plan: Plan, pools: Mapping[str, int], width: int) -> str:
+    """Tokens asked of each source over the whole path, and epochs of its pool, per arm."""
+    names = list(plan.study.sources)
+    trained = {run.arm for run in plan.runs}
+    rows = [["tokens served (epochs)", *names]]
+    for arm in plan.study.arms:
+        if arm.name not in trained or len(rows) > MOST_ARMS:
+            continue
+        tokens = source_tokens(arm.treatment)
+        cells = []
+        for name in names:
+            asked = tokens.get(name, 0)
+            epochs = f" ({asked / pools[name]:.2f})" if asked and pools.get(name) else ""
+            cells.append(f"{count(asked)}{epochs}" if asked else "-")
+        rows.append([arm.name, *cells])
+    return table(rows, right=range(1, len(names) + 1), width=width)
+
+
+def _cost(plan: Plan) -> str:
+    totals = plan.totals
+    shared, unshared = totals["tokens"], totals["tokens_unshared"]
+    saved = f" ({1 - shared / unshared:.0%} saved by sharing)" if unshared else ""
+    lines = [
+        f"tokens: {count(shared)} shared, {count(unshared)} unshared{saved}; to train now: "
+        f"{count(totals['tokens_to_train'])}",
+    ]
+    if totals["flops"] is not None:
+        lines.append(f"FLOPs: {totals['flops']:.3g}; GPU-hours: {_hours(totals['gpu_hours'])}")
+        lines.append(f"  {totals['gpu_hours_basis']}")
+        lines.append(f"disk: about {_bytes(totals['disk_bytes'])} of checkpoints")
+    lines.append(f"evaluations to do: {totals['evals_to_do']}")
+    return "\n".join(lines)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 0.1 else f"{hours:.2g}"
+
+
+def _bytes(number: float) -> str:
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB"
+
+
+def _findings(plan: Plan, width: int) -> str:
+    lines = []
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for item in plan.lint:
+        grouped.setdefault((item.level, item.code, item.message), []).append(item.arm)
+    for (level, code, message), arms in grouped.items():
+        who = ", ".join(arm for arm in arms[:4] if arm) + (f" and {len(arms) - 4} more" if len(arms) > 4 else "")
+        line = f"{level} {code}" + (f" [{who}]" if who else "") + f": {message}"
+        lines += textwrap.wrap(line, width, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _fit(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"

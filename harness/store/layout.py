@@ -1,0 +1,72 @@
+"""Where things are in a results folder: every on-disk name in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Folder:
+    """A study's results folder. Nothing is created by naming it."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.study_yaml = self.root / "study.yaml"
+        self.plan_json = self.root / "plan.json"
+        self.manifests = self.root / "manifests"
+        self.base_manifest = self.manifests / "base.json"
+        self.states = self.root / "states"
+        self.runs = self.root / "runs"
+        self.evals = self.root / "evals"
+        self.report = self.root / "report"
+
+    def source_manifest(self, name: str) -> Path:
+        return self.manifests / "sources" / f"{name}.json"
+
+    def state(self, fingerprint: str) -> StateFolder:
+        return StateFolder(self.states / fingerprint)
+
+    def all_states(self) -> list[StateFolder]:
+        """Every state folder there is, wanted by the plan or not, in name order."""
+        if not self.states.is_dir():
+            return []
+        return [StateFolder(path) for path in sorted(self.states.iterdir()) if path.is_dir()]
+
+    def run_json(self, arm: str, seeds: str) -> Path:
+        return self.runs / arm / seeds / "run.json"
+
+    def evaluation(self, weights: str, key: str) -> Path:
+        return self.evals / weights / key
+
+
+class StateFolder:
+    """One segment's work and the state at its end."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.segment_json = self.root / "segment.json"
+        self.events = self.root / "events.jsonl"
+        self.attempts = self.root / "attempts"
+        self.checkpoints = self.root / "checkpoints"
+        self.done = self.root / "DONE.json"
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    def attempt(self, number: int) -> Path:
+        return self.attempts / str(number)
+
+    def attempt_numbers(self) -> list[int]:
+        """Numbers of the attempts that have begun, ascending."""
+        if not self.attempts.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
+
+    def checkpoint(self, tokens: int) -> Path:
+        return self.checkpoints / str(tokens)
+
+    def checkpoint_tokens(self) -> list[int]:
+        """Tokens of the checkpoint folders that are there, complete or not, ascending."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit())

@@ -1,0 +1,41 @@
+"""Manifests: what `base` and each source resolved to, so that planning needs no weights, no data and no network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.store.atomic import write_json
+from harness.store.layout import Folder
+from harness.store.markers import Damaged, read_marked
+from harness.study.errors import UserError
+
+SCHEMA = 1
+
+
+def read_base(folder: Folder) -> dict[str, Any] | None:
+    """The base's manifest, None when the base was never resolved. A damaged one counts as never."""
+    return _read(folder.base_manifest)
+
+
+def read_source(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A source's manifest, None when the source was never resolved."""
+    return _read(folder.source_manifest(name))
+
+
+def write_base(folder: Folder, manifest: dict[str, Any]) -> None:
+    write_json(folder.base_manifest, {**manifest, "schema": SCHEMA})
+
+
+def write_source(folder: Folder, name: str, manifest: dict[str, Any]) -> None:
+    write_json(folder.source_manifest(name), {**manifest, "schema": SCHEMA})
+
+
+def _read(path: Any) -> dict[str, Any] | None:
+    try:
+        return read_marked(path, SCHEMA)
+    except FileNotFoundError:
+        return None
+    except Damaged as reason:
+        if "schema" in str(reason) and "this version reads" in str(reason):
+            raise UserError(str(reason)) from None
+        return None

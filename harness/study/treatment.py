@@ -1,0 +1,136 @@
+"""What an arm does, resolved: exact integers, exact shares, no defaults left open.
+
+These records are what planning, training and the comparability lint read. They are frozen and shared between arms:
+two arms whose stage is the same hold the same `Stage` object, so derived values can be kept per object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+Shape = Literal["constant", "linear", "cosine", "1-sqrt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding. `base`: as the base model has it. `default`: plain rotary with `theta`."""
+
+    type: Literal["base", "default"] = "base"
+    theta: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """How documents become rows of `length` positions."""
+
+    length: int
+    documents: Literal["masked", "joined"] = "masked"
+    packing: Literal["concat"] = "concat"
+    rope: Rope = Rope()
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """AdamW. `clip` is the largest global gradient norm, None for no clipping."""
+
+    name: Literal["adamw"]
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRate:
+    """A schedule as declared. Rates are absolute here (`0.1x` is resolved); lengths are tokens.
+
+    start: the rate at which the shape begins (and the warm-up ends); None: where the previous stage ended, for the
+           first stage `optimizer.lr`; "base": the rate at which the base was left (`base.lr`).
+    end: the rate that the shape reaches at its last token; None for `constant`.
+    warmup: tokens of linear warm-up from 0 in front of the shape, inside the stage; 0 for none.
+    """
+
+    shape: Shape
+    start: float | Literal["base"] | None
+    end: float | None
+    warmup: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A named part of training. `tokens` and `lr.warmup` are whole batches."""
+
+    name: str
+    tokens: int
+    batch_tokens: int
+    mixture: tuple[tuple[str, Fraction], ...]  # in the order of the study's sources; shares sum to 1; zeros dropped
+    context: Context
+    precision: Literal["fp32", "bf16-mixed"]
+    optimizer: Optimizer
+    lr: LearningRate | None  # None when one schedule runs over all stages
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where training starts. Declared, not resolved: identities come from the base's manifest.
+
+    model: {"config": {...}} for a model from scratch, {"path": "..."} for a folder, a hub id or a .gguf file
+           ("revision" beside it when given).
+    tokenizer: {"of": "model"}, {"path": "..."} or {"bpe": {"vocab": n, "sources": [...]}}.
+    """
+
+    model: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    optimizer: Literal["cold", "carried"]
+    lr: float | None
+    tokens_seen: int | None
+
+    @property
+    def from_scratch(self) -> bool:
+        return "config" in self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """All the science of an arm but its seeds. `lr` is set when one schedule runs over all stages."""
+
+    base: Base
+    stages: tuple[Stage, ...]
+    lr: LearningRate | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One treatment under one name. `changes`: what it declares against `default`, path → value as written."""
+
+    name: str
+    changes: Mapping[str, Any]
+    treatment: Treatment
+
+
+@dataclass(frozen=True, slots=True)
+class SeedSet:
+    """One replicate. `name` is built from the seeds that the study declares (`d1`, `i1-d2`).
+
+    trunk_data: the data seed of the stages before `from_stage` (None: `data` holds from token 0).
+    """
+
+    name: str
+    init: int
+    data: int
+    from_stage: str | None = None
+
+    @property
+    def declared(self) -> dict[str, int]:
+        return {"init": self.init, "data": self.data}
+
+
+TRUNK_DATA_SEED = 0  # data seed of the stages that come before `seeds.from`
