@@ -28,16 +28,16 @@ def base_state(science: Mapping[str, Any]) -> str:
     return digest(dict(science))[:LENGTH]
 
 
-def state_within(boundary: str, piece: Piece, tokens: int) -> str:
+def state_within(boundary: str, piece: Piece, data_seed: int, tokens: int) -> str:
     """The name of the state after `tokens` (piece.start < tokens <= piece.end); `boundary`: that at piece.start."""
-    return hashlib.sha256(f"{boundary}\n{piece.key}\n{piece.data_seed}\n{tokens}".encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(f"{boundary}\n{piece.key}\n{data_seed}\n{tokens}".encode()).hexdigest()[:LENGTH]
 
 
-def state_at(base: str, pieces: Sequence[Piece], tokens: int) -> str:
+def state_at(base: str, pieces: Sequence[Piece], data_seeds: Sequence[int], tokens: int) -> str:
     """The name of the state after `tokens` of a path, 0 <= tokens <= the path's end."""
     name = base
-    for piece in pieces:
+    for piece, seed in zip(pieces, data_seeds, strict=True):
         if tokens <= piece.start:
             break
-        name = state_within(name, piece, min(tokens, piece.end))
+        name = state_within(name, piece, seed, min(tokens, piece.end))
     return name

@@ -48,7 +48,7 @@ def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]]) -> list[Lint]:
     arms = [arm for arm in study.arms if arm.name in ends or arm.name == compare.baseline]
     baseline = next(arm for arm in study.arms if arm.name == compare.baseline)
     found: list[Lint] = []
-    facts = _Facts(baseline)
+    facts = _Facts(baseline, study.sources)
     for arm in arms:
         if arm is not baseline:
             found += facts.against_baseline(arm, compare.equal)
@@ -70,12 +70,11 @@ def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]]) -> list[Lint]:
 class _Facts:
     """What the baseline resolves to, computed once, and each arm held against it."""
 
-    def __init__(self, baseline: Arm) -> None:
+    def __init__(self, baseline: Arm, sources: Collection[str]) -> None:
         self._baseline = baseline
         self._tokens = source_tokens(baseline.treatment)
+        self._sources = sources
         self._steps = _steps(baseline.treatment)
-        self._stages = {id(stage) for stage in baseline.treatment.stages}
-        self._fields: dict[int, dict[str, Any]] = {}
 
     def against_baseline(self, arm: Arm, equal: str) -> Iterator[Lint]:
         tokens, reference = arm.treatment.tokens, self._baseline.treatment.tokens
@@ -92,37 +91,23 @@ class _Facts:
 
     def _undeclared(self, arm: Arm) -> list[tuple[str, Any, Any]]:
         """Resolved fields that differ and that no declared change covers."""
-        declared = tuple(arm.changes)
-        # Stages that both share are one object; only the others can differ.
-        shared = {id(stage) for stage in arm.treatment.stages} & self._stages
-        here, there = self._resolved(arm.treatment, shared), self._resolved(self._baseline.treatment, shared)
-        return [
-            (path, _text(there.get(path)), _text(here.get(path)))
-            for path in sorted(set(here) | set(there))
-            if here.get(path) != there.get(path) and not _covered(path, declared, self._baseline.changes)
-        ]
-
-    def _resolved(self, treatment: Treatment, but: Collection[int]) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for stage in treatment.stages:
-            if id(stage) in but:
-                continue
-            known = self._fields.get(id(stage))
-            if known is None:
-                known = self._fields[id(stage)] = _stage_fields(stage)
-            fields.update(known)
-        if treatment.lr is not None:
-            fields["lr"] = treatment.lr
-        return fields
+        found: list[tuple[str, Any, Any]] = []
+        for stage, other in zip(arm.treatment.stages, self._baseline.treatment.stages, strict=False):
+            if stage is not other:  # stages that both share are one object
+                found += _differences(stage, other)
+        if arm.treatment.lr != self._baseline.treatment.lr:
+            found.append(("lr", self._baseline.treatment.lr, arm.treatment.lr))
+        declared = (*arm.changes, *self._baseline.changes)
+        return [(path, _text(a), _text(b)) for path, a, b in found if not _covered(path, declared)]
 
     def _side_effects(self, arm: Arm) -> Iterator[str]:
         """What an axis moves besides itself: other sources' tokens, the total, the number of updates."""
-        varied = {path for path in arm.changes if "." not in path}  # a mixture axis is named by its source
+        varied = {name for name in arm.levels if name in self._sources}  # a mixture axis is named by its source
         if varied:
             tokens = source_tokens(arm.treatment)
             for name in sorted(set(tokens) | set(self._tokens)):
                 before, after = self._tokens.get(name, 0), tokens.get(name, 0)
-                if before != after and not any(name in path.split("+") for path in varied):
+                if before != after and name not in varied:
                     yield f"{name} {before:,} → {after:,} tokens"
         declares_tokens = any(path.endswith(".tokens") or path == "total" for path in arm.changes)
         total, reference = arm.treatment.tokens, self._baseline.treatment.tokens
@@ -156,35 +141,38 @@ def _steps(treatment: Treatment) -> int:
     return sum(stage.tokens // stage.batch_tokens for stage in treatment.stages)
 
 
-def _stage_fields(stage: Stage) -> dict[str, Any]:
-    """A stage as flat paths. Lengths that follow from `rest` and shares of the mixture are `confounded`'s matter."""
+def _differences(stage: Stage, other: Stage) -> Iterator[tuple[str, Any, Any]]:
+    """(path, other's value, stage's value) of the fields of one stage that differ.
+
+    Lengths that follow from `rest`, and tokens that follow from shares, are the matter of `confounded`.
+    """
     prefix = f"stages.{stage.name}."
-    fields: dict[str, Any] = {
-        prefix + "batch_tokens": stage.batch_tokens,
-        prefix + "precision": stage.precision,
-        prefix + "mixture": stage.mixture,
-        prefix + "context.length": stage.context.length,
-        prefix + "context.documents": stage.context.documents,
-        prefix + "context.packing": stage.context.packing,
-        prefix + "context.rope": stage.context.rope,
-        prefix + "optimizer.lr": stage.optimizer.lr,
-        prefix + "optimizer.betas": stage.optimizer.betas,
-        prefix + "optimizer.eps": stage.optimizer.eps,
-        prefix + "optimizer.weight_decay": stage.optimizer.weight_decay,
-        prefix + "optimizer.clip": stage.optimizer.clip,
-    }
-    if stage.lr is not None:
-        fields[prefix + "lr.shape"] = stage.lr.shape
-        fields[prefix + "lr.from"] = stage.lr.start
-        fields[prefix + "lr.to"] = stage.lr.end
-        fields[prefix + "lr.warmup"] = stage.lr.warmup
-    return fields
+    if stage.name != other.name:
+        yield "stages", other.name, stage.name
+    for name in ("batch_tokens", "precision", "mixture"):
+        if getattr(stage, name) != getattr(other, name):
+            yield prefix + name, getattr(other, name), getattr(stage, name)
+    for block, names in _BLOCKS.items():
+        one, another = getattr(stage, block), getattr(other, block)
+        if one is another or one == another:
+            continue
+        for name, path in names.items():
+            a, b = getattr(another, name, None), getattr(one, name, None)
+            if a != b:
+                yield f"{prefix}{block}.{path}", a, b
 
 
-def _covered(path: str, declared: Iterable[str], also: Iterable[str]) -> bool:
+_BLOCKS = {
+    "context": {name: name for name in ("length", "documents", "packing", "rope")},
+    "optimizer": {name: name for name in ("lr", "betas", "eps", "weight_decay", "clip")},
+    "lr": {"shape": "shape", "start": "from", "end": "to", "warmup": "warmup"},
+}
+
+
+def _covered(path: str, declared: Iterable[str]) -> bool:
     """Whether a declared change says that `path` differs: it, a block around it, or what it is derived from."""
     stage_path = path.split(".", 2)[2] if path.startswith("stages.") else path
-    for change in (*declared, *also):
+    for change in declared:
         if path == change or path.startswith(change + ".") or change.startswith(path + "."):
             return True
         of_train = change.removeprefix("train.")
@@ -195,8 +183,6 @@ def _covered(path: str, declared: Iterable[str], also: Iterable[str]) -> bool:
         # `0.1x` and a peak that is not declared follow optimizer.lr; one schedule over all replaces the stages' own.
         if ".lr." in path and (change.endswith("optimizer.lr") or change == "lr" or change.startswith("lr.")):
             return True
-        if path.endswith(".mixture") and "." not in change:
-            return True  # a mixture axis
     return False
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.plan import cost, reasons, tree
 from harness.plan.canonical import digest
-from harness.plan.fingerprint import base_state, state_at
+from harness.plan.fingerprint import LENGTH, base_state
 from harness.plan.lint import Lint, lint
 from harness.plan.observed import NOTHING, Observed, TaskRef
-from harness.plan.science import Identities, PathBuilder, Piece, base_science
+from harness.plan.science import Identities, PathBuilder, Piece, base_science, data_seeds, seeds_change_at
 from harness.plan.tree import Segment
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class PlanRun:
     path: list[str]
     points: list[Point]
     pieces: list[Piece]
+    data_seeds: list[int]
     tokens: int
 
 
@@ -100,7 +101,8 @@ class Plan:
             return {**fields, "base": self.bases[segment_id].science, "pieces": []}
         segment = self.segments[segment_id]
         run = self.runs[segment.run]
-        pieces = [piece.as_json() for piece in run.pieces if piece.start < segment.tokens_to]
+        seeded = zip(run.pieces, run.data_seeds, strict=True)
+        pieces = [piece.as_json(seed) for piece, seed in seeded if piece.start < segment.tokens_to]
         pieces[-1]["end"] = min(pieces[-1]["end"], segment.tokens_to)
         return {
             "id": segment.id,
@@ -134,7 +136,10 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """`plan.json`: what `--json` prints, and what the next plan needs to say what changed."""
-        return {"schema": 1, **self.to_json(), "science": reasons.science_summary(self)}
+        plan = {"schema": 1, **self.to_json(), "science": reasons.science_summary(self)}
+        for entry, run in zip(plan["runs"], self.runs, strict=True):
+            entry["points"] = [_point_json(point) for point in run.points]
+        return plan
 
     def to_json(self) -> dict[str, Any]:
         """The object of `ablate plan --json`."""
@@ -238,35 +243,21 @@ def _runs(
     first_with: dict[str, str] = {}
     base_ids: dict[tuple[int, int], str] = {}
     for arm in study.arms:
-        unseeded = builder.unseeded(arm.treatment)
+        change_at = seeds_change_at(arm.treatment, study.seed_sets[0].from_stage)
+        pieces = builder.pieces(arm.treatment, change_at)
         base_id = _base_id(arm, study.seed_sets[0].init, identities, bases, base_ids)
-        fingerprint = _arm_fingerprint(base_id, unseeded)
+        # What two arms must share to be one, whatever the seeds.
+        fingerprint = digest([base_id, change_at, [[piece.key, piece.end] for piece in pieces]])[:LENGTH]
         same_as = first_with.setdefault(fingerprint, arm.name)
         arms.append(PlanArm(arm.name, arm.changes, fingerprint, None if same_as == arm.name else same_as))
         if same_as != arm.name:
             continue
         for seeds in study.seed_sets:
             base_id = _base_id(arm, seeds.init, identities, bases, base_ids)
-            pieces = builder.seeded(unseeded, arm.treatment, seeds)
+            own = data_seeds(pieces, change_at, seeds.data)
             name = f"{arm.name}/{seeds.name}"
-            runs.append(PlanRun(name, arm.name, seeds, base_id, [], [], pieces, arm.treatment.tokens))
+            runs.append(PlanRun(name, arm.name, seeds, base_id, [], [], pieces, own, pieces[-1].end))
     return runs, arms, bases
-
-
-def _arm_fingerprint(base_id: str, unseeded: Sequence[Piece]) -> str:
-    """The name of an arm's science whatever its data seeds: what two arms must share to be one."""
-    return state_at(base_id, _merged(unseeded), unseeded[-1].end)
-
-
-def _merged(pieces: Sequence[Piece]) -> list[Piece]:
-    merged: list[Piece] = []
-    for piece in pieces:
-        if merged and merged[-1].key == piece.key:
-            last = merged[-1]
-            merged[-1] = Piece(last.start, piece.end, last.stage, last.science, last.key, last.data_seed)
-        else:
-            merged.append(piece)
-    return merged
 
 
 def _base_id(
@@ -289,7 +280,7 @@ def _base_id(
 def _trees(runs: Sequence[PlanRun], layouts: Mapping[str, tuple[tuple[str, int], ...]], share: bool) -> list[tree.Tree]:
     """The tree of all runs, or (share=False) a tree for each. A run needs a state wherever it has a label."""
     cuts = {arm: tuple(sorted({tokens for _, tokens in layout})) for arm, layout in layouts.items()}
-    paths = [tree.Path(run.base, run.pieces, cuts[run.arm]) for run in runs]
+    paths = [tree.Path(run.base, run.pieces, run.data_seeds, cuts[run.arm]) for run in runs]
     return [tree.build(paths)] if share else [tree.build([path]) for path in paths]
 
 

@@ -64,6 +64,8 @@ def _wanted_states(plan: Plan, observed: Observed) -> set[str]:
 def _passed_states(plan: Plan, observed: Observed, children: Mapping[str, list[Segment]]) -> set[str]:
     """States through which an earlier run has gone already: some state after them is there."""
     passed: set[str] = set()
+    if not observed.states:
+        return passed
     for segment in reversed(plan.segments.values()):
         for child in children.get(segment.id, ()):
             seen = observed.states.get(child.id)
@@ -78,9 +80,9 @@ def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool
     segment.start_tokens, segment.start_path = segment.tokens_from, None
     best = None
     for name, checkpoint in _checkpoints_between(observed, segment.tokens_from, segment.tokens_to):
-        if (best is None or checkpoint.tokens > best.tokens) and name == state_at(
-            run.base, run.pieces, checkpoint.tokens
-        ):
+        if best is not None and checkpoint.tokens <= best.tokens:
+            continue
+        if name == state_at(run.base, run.pieces, run.data_seeds, checkpoint.tokens):
             best = checkpoint
     if best is not None:
         segment.start_tokens, segment.start_path = best.tokens, best.path
@@ -127,7 +129,7 @@ def science_summary(plan: Plan) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for run in plan.runs:
         facts: dict[str, Any] = dict(plan.bases[run.base].science)
-        for piece in run.pieces:
+        for piece, data_seed in zip(run.pieces, run.data_seeds, strict=True):
             for name, value in piece.science.items():
                 if name == "lr":
                     facts[f"{piece.stage}.lr.{value['shape']}@{piece.start}"] = str(value)
@@ -135,7 +137,7 @@ def science_summary(plan: Plan) -> dict[str, Any]:
                     facts.update({f"{piece.stage}.{name}.{key}": item for key, item in value.items()})
                 else:
                     facts[f"{piece.stage}.{name}"] = value
-            facts[f"{piece.stage}.data_seed"] = piece.data_seed
+            facts[f"{piece.stage}.data_seed"] = data_seed
             facts[f"{piece.stage}.end"] = piece.end
         summary[run.name] = {"path": run.path, "facts": facts}
     return summary

@@ -69,7 +69,8 @@ def _arms(plan: Plan, width: int) -> str:
     work = _work_by_arm(plan)
     rows = [["arm", "changes", "to train", "why"]]
     for arm in plan.arms[:MOST_ARMS]:
-        changes = ", ".join(f"{path.removeprefix('stages.')}={value}" for path, value in arm.changes.items())
+        levels = plan.study.arm(arm.name).levels
+        changes = ", ".join(f"{path.removeprefix('stages.')}={_flat(level)}" for path, level in levels.items())
         if arm.same_as is not None:
             rows.append([arm.name, changes, "", f"same as {arm.same_as}"])
             continue
@@ -177,6 +178,13 @@ def _findings(plan: Plan, width: int) -> str:
         line = f"{level} {code}" + (f" [{who}]" if who else "") + f": {message}"
         lines += textwrap.wrap(line, width, subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def _flat(level: object) -> str:
+    """A level as it is written in YAML, on one line."""
+    if isinstance(level, dict):
+        return "{" + ", ".join(f"{key}: {_flat(value)}" for key, value in level.items()) + "}"
+    return str(level)
 
 
 def _fit(cell: str, width: int) -> str:

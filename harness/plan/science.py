@@ -8,13 +8,13 @@ is cut into jobs, where checkpoints lie, machines, workers and logging never app
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.plan.canonical import digest
 from harness.plan.schedule import end_rate, schedule, stage_schedule
-from harness.study.treatment import TRUNK_DATA_SEED, Base, SeedSet, Stage, Treatment
+from harness.study.treatment import TRUNK_DATA_SEED, Base, Stage, Treatment
 
 # A science equal to these says nothing: only the difference is hashed, so an option added later with a neutral default
 # re-keys nothing. A changed default needs a new version, which re-keys everything, as it should.
@@ -53,9 +53,9 @@ class Identities:
 
 @dataclass(slots=True)
 class Piece:
-    """One interval [start, end) of a path. `science` lacks the data seed, which is kept beside it: arms share the rest.
+    """One interval [start, end) of a path. Seeds are kept beside it: the replicates of an arm share its pieces.
 
-    key: digest of the science's difference from the defaults; two pieces with one key and seed describe one work.
+    key: digest of the science's difference from the defaults; two pieces with one key and one data seed are one work.
     """
 
     start: int
@@ -63,16 +63,51 @@ class Piece:
     stage: str
     science: dict[str, Any]
     key: str
-    data_seed: int
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, data_seed: int) -> dict[str, Any]:
         """The piece as a job reads it."""
         return {
             "start": self.start,
             "end": self.end,
             "stage": self.stage,
-            "science": {**self.science, "data_seed": self.data_seed},
+            "science": {**self.science, "data_seed": data_seed},
         }
+
+
+# A key is the digest of the digests of these parts; each is hashed once for all arms that share it.
+PARTS = (
+    ("lr",),
+    ("mixture", "sources"),
+    ("context",),
+    ("optimizer",),
+    ("precision",),
+    ("batch_tokens",),
+    ("blend_from",),
+)
+
+
+def piece_key(science: Mapping[str, Any]) -> str:
+    """The key of a piece whose science (without its data seed) is given."""
+    parts = ({name: science[name] for name in names if name in science} for names in PARTS)
+    return _key(part_key(part) for part in parts if part)
+
+
+def part_key(part: Mapping[str, Any]) -> str:
+    return digest(difference(part, DEFAULTS))
+
+
+def _key(part_keys: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(part_keys).encode()).hexdigest()
+
+
+def read_pieces(pieces: Sequence[Mapping[str, Any]]) -> tuple[list[Piece], list[int]]:
+    """The pieces of a `segment.json`, and the data seed of each."""
+    read, seeds = [], []
+    for piece in pieces:
+        science = {name: value for name, value in piece["science"].items() if name != "data_seed"}
+        read.append(Piece(piece["start"], piece["end"], piece["stage"], science, piece_key(science)))
+        seeds.append(int(piece["science"]["data_seed"]))
+    return read, seeds
 
 
 def base_science(base: Base, identities: Identities, init_seed: int) -> dict[str, Any]:
@@ -97,12 +132,21 @@ class PathBuilder:
         self._parts: dict[Any, tuple[dict[str, Any], str]] = {}
         self._keep: list[Stage] = []  # objects whose id() is a key above must stay alive
 
-    def pieces(self, treatment: Treatment, seeds: SeedSet) -> list[Piece]:
-        """The whole path [0, tokens), contiguous, adjacent pieces of one description merged."""
-        return self.seeded(self.unseeded(treatment), treatment, seeds)
+    def pieces(self, treatment: Treatment, seeds_change_at: int = 0) -> list[Piece]:
+        """The whole path [0, tokens), contiguous, adjacent pieces of one description merged.
 
-    def unseeded(self, treatment: Treatment) -> list[Piece]:
-        """All pieces of a treatment, not merged, with data seed 0 throughout."""
+        seeds_change_at: the token at which replicates part (`seeds.from`), a boundary even where nothing else changes.
+        """
+        merged: list[Piece] = []
+        for piece in self._unmerged(treatment):
+            last = merged[-1] if merged else None
+            if last is not None and last.key == piece.key and piece.start != seeds_change_at:
+                merged[-1] = Piece(last.start, piece.end, last.stage, last.science, last.key)
+            else:
+                merged.append(piece)
+        return merged
+
+    def _unmerged(self, treatment: Treatment) -> list[Piece]:
         if treatment.lr is not None:
             return self._under_one_schedule(treatment)
         pieces: list[Piece] = []
@@ -145,14 +189,13 @@ class PathBuilder:
         science: dict[str, Any] = {}
         for part, _ in parts:
             science.update(part)
-        key = hashlib.sha256("\n".join(name for _, name in parts).encode()).hexdigest()
-        return Piece(start, end, stage.name, science, key, 0)
+        return Piece(start, end, stage.name, science, _key(name for _, name in parts))
 
     def _part(self, what: tuple[Any, ...], describe: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
         known = self._parts.get(what)
         if known is None:
             science = describe()
-            known = self._parts[what] = science, digest(difference(science, DEFAULTS))
+            known = self._parts[what] = science, part_key(science)
         return known
 
     def _mixture(self, stage: Stage) -> dict[str, Any]:
@@ -161,23 +204,22 @@ class PathBuilder:
             "sources": {name: self._identities.source(name) for name, _ in stage.mixture},
         }
 
-    def seeded(self, pieces: list[Piece], treatment: Treatment, seeds: SeedSet) -> list[Piece]:
-        """`pieces` with the data seeds of one replicate, merged."""
-        changes_at = 0
-        if seeds.from_stage is not None:
-            for stage in treatment.stages:
-                if stage.name == seeds.from_stage:
-                    break
-                changes_at += stage.tokens
-        merged: list[Piece] = []
-        for piece in pieces:
-            seed = seeds.data if piece.start >= changes_at else TRUNK_DATA_SEED
-            last = merged[-1] if merged else None
-            if last is not None and last.key == piece.key and last.data_seed == seed:
-                last.end = piece.end
-            else:
-                merged.append(Piece(piece.start, piece.end, piece.stage, piece.science, piece.key, seed))
-        return merged
+
+def seeds_change_at(treatment: Treatment, from_stage: str | None) -> int:
+    """The token from which replicates differ: the start of `seeds.from`, 0 without one."""
+    at = 0
+    for stage in treatment.stages:
+        if from_stage is None or stage.name == from_stage:
+            break
+        at += stage.tokens
+    return at
+
+
+def data_seeds(pieces: Sequence[Piece], change_at: int, seed: int) -> list[int]:
+    """The data seed of each piece: the trunk's before `change_at`, the replicate's own after."""
+    if change_at == 0:
+        return [seed] * len(pieces)
+    return [seed if piece.start >= change_at else TRUNK_DATA_SEED for piece in pieces]
 
 
 def _context(stage: Stage) -> dict[str, Any]:

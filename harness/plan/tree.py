@@ -16,10 +16,12 @@ from harness.plan.science import Piece
 
 @dataclass(slots=True)
 class Path:
-    """A run's path: its base state, its merged pieces, and the tokens (ascending) at which it needs a state."""
+    """A run's path: its base state, its merged pieces with the data seed of each, and the tokens (ascending, the last
+    its end) at which it needs a state."""
 
     base: str
     pieces: list[Piece]
+    data_seeds: list[int]
     cuts: tuple[int, ...]
 
 
@@ -56,96 +58,95 @@ class Tree:
 
 
 def build(paths: Sequence[Path]) -> Tree:
-    """The tree of `paths`. Work is linear in the number of pieces of all paths."""
-    tree = Tree()
-    names: dict[tuple[str, str, int, int], str] = {}
-    for index, cuts in enumerate(_cuts(paths)):
-        tree.of_run.append(_walk(tree, names, index, paths[index], cuts))
-    return tree
+    """The tree of `paths`. Work is linear in the number of pieces of all paths; what they share is walked once."""
+    builder = _Builder(paths)
+    by_base: dict[str, list[int]] = {}
+    for index, path in enumerate(paths):
+        by_base.setdefault(path.base, []).append(index)
+    for base, members in by_base.items():
+        builder.groups.append(_Group(members, 0, base, base, 0, 0, ()))
+    while builder.groups:
+        builder.part(builder.groups.pop())
+    return Tree(builder.segments, builder.of_run)
 
 
 @dataclass(slots=True)
 class _Group:
-    """Paths that agree up to the start of their piece `depth`, and the cuts found so far, all before it."""
+    """Paths that agree up to the start of their piece `depth`, a natural boundary at token `at` named `boundary`.
+
+    node: the last state that was cut, at token `node_at`; names: the segments up to it.
+    """
 
     members: list[int]
     depth: int
-    cuts: tuple[int, ...]
+    boundary: str
+    node: str
+    at: int
+    node_at: int
+    names: tuple[str, ...]
 
 
-def _cuts(paths: Sequence[Path]) -> list[Sequence[int]]:
-    """For each path, every token at which it has a node: its own cuts and those of whoever shares that far."""
-    cuts: list[Sequence[int]] = [()] * len(paths)
-    by_base: dict[str, list[int]] = {}
-    for index, path in enumerate(paths):
-        by_base.setdefault(path.base, []).append(index)
-    groups = [_Group(members, 0, ()) for members in by_base.values()]
-    while groups:
-        group = groups.pop()
-        by_key: dict[tuple[str, int], list[int]] = {}
+class _Builder:
+    """Walks groups of paths that agree, from the root; enters a segment wherever one of them needs a state."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self.groups: list[_Group] = []
+        self.segments: dict[str, Segment] = {}
+        self.of_run: list[list[str]] = [[] for _ in paths]
+
+    def part(self, group: _Group) -> None:
+        """Follow a group through its next piece: part it by what comes next, then by how long that lasts."""
+        by_next: dict[tuple[str, int], list[int]] = {}
+        depth = group.depth
         for index in group.members:
-            pieces = paths[index].pieces
-            if group.depth < len(pieces):
-                piece = pieces[group.depth]
-                by_key.setdefault((piece.key, piece.data_seed), []).append(index)
+            path = self._paths[index]
+            if depth < len(path.pieces):
+                by_next.setdefault((path.pieces[depth].key, path.data_seeds[depth]), []).append(index)
             else:
-                cuts[index] = group.cuts
-        before = group.cuts
-        if len(by_key) > 1:
-            first = next(iter(by_key.values()))[0]
-            parting = paths[first].pieces[group.depth].start
-            if parting > 0 and (not before or before[-1] != parting):
-                before = (*before, parting)
-        for sharing in by_key.values():
-            if len(sharing) == 1:  # nobody to share with: what is left of its path is its own
-                reached = before[-1] if before else 0
-                own = paths[sharing[0]].cuts
-                cuts[sharing[0]] = (*before, *(cut for cut in own if cut > reached))
-            else:
-                groups += _share_piece(paths, sharing, group.depth, before)
-    return cuts
+                self.of_run[index] = list(group.names)
+        if len(by_next) > 1 and group.node_at < group.at:
+            index = next(iter(by_next.values()))[0]
+            self._cut(group, index, group.boundary, group.at, self._paths[index].pieces[depth - 1].stage)
+        for sharing in by_next.values():
+            self._through(group, sharing)
 
+    def _through(self, group: _Group, sharing: list[int]) -> None:
+        """Cut the piece that `sharing` have in common; those for which it is equally long go on together."""
+        depth = group.depth
+        by_end: dict[int, list[int]] = {}
+        for index in sharing:
+            by_end.setdefault(self._paths[index].pieces[depth].end, []).append(index)
+        first = self._paths[sharing[0]]
+        piece, seed = first.pieces[depth], first.data_seeds[depth]
+        wanted = set(sorted(by_end)[:-1])  # where the shorter ones part from the longer ones
+        for own in {self._paths[index].cuts for index in sharing}:
+            wanted.update(cut for cut in own if cut > piece.start)
+        inside = _Group(sharing, depth, group.boundary, group.node, group.at, group.node_at, group.names)
+        cuts = sorted(wanted)
+        for end in sorted(by_end):
+            while cuts and cuts[0] <= end:
+                cut = cuts.pop(0)
+                self._cut(inside, sharing[0], state_within(group.boundary, piece, seed, cut), cut, piece.stage)
+            ended = inside.node if inside.node_at == end else state_within(group.boundary, piece, seed, end)
+            members = by_end[end]
+            self.groups.append(_Group(members, depth + 1, ended, inside.node, end, inside.node_at, inside.names))
 
-def _share_piece(paths: Sequence[Path], sharing: list[int], depth: int, before: tuple[int, ...]) -> list[_Group]:
-    """Cut the piece that `sharing` have in common; one group for each length, which agrees to its end."""
-    by_end: dict[int, list[int]] = {}
-    for index in sharing:
-        by_end.setdefault(paths[index].pieces[depth].end, []).append(index)
-    start = paths[sharing[0]].pieces[depth].start
-    wanted = set(sorted(by_end)[:-1])  # where the shorter ones part from the longer ones
-    for end, members in by_end.items():
-        for own in {paths[index].cuts for index in members}:
-            wanted.update(cut for cut in own if start < cut <= end)
-    inside = sorted(wanted)
-    return [
-        _Group(members, depth + 1, (*before, *(cut for cut in inside if cut <= end))) for end, members in by_end.items()
-    ]
+    def _cut(self, group: _Group, index: int, name: str, tokens: int, stage: str) -> None:
+        """Enter the segment from the group's last node to `name`, and make that the last node."""
+        if name not in self.segments:
+            run = self._run_through(group, index, tokens)
+            self.segments[name] = Segment(name, group.node, group.node_at, tokens, run, self._stage(run, group, stage))
+        group.node, group.node_at, group.names = name, tokens, (*group.names, name)
 
+    def _run_through(self, group: _Group, index: int, tokens: int) -> int:
+        """A member whose path reaches `tokens`."""
+        if self._paths[index].pieces[-1].end >= tokens:
+            return index
+        return next(member for member in group.members if self._paths[member].pieces[-1].end >= tokens)
 
-def _walk(
-    tree: Tree, known: dict[tuple[str, str, int, int], str], index: int, path: Path, cuts: Sequence[int]
-) -> list[str]:
-    """Name the states of a path at `cuts` and enter the segments that are not there yet. known: hashes made before."""
-    names: list[str] = []
-    parent, tokens_from = path.base, 0
-    boundary, at = path.base, 0
-    pieces = path.pieces
-    for cut in cuts:
-        stage = pieces[at].stage if pieces[at].end > tokens_from else pieces[at + 1].stage
-        while pieces[at].end < cut:
-            boundary = _name(known, boundary, pieces[at], pieces[at].end)
-            at += 1
-        name = _name(known, boundary, pieces[at], cut)
-        if name not in tree.segments:
-            tree.segments[name] = Segment(name, parent, tokens_from, cut, index, stage)
-        names.append(name)
-        parent, tokens_from = name, cut
-    return names
-
-
-def _name(known: dict[tuple[str, str, int, int], str], boundary: str, piece: Piece, tokens: int) -> str:
-    what = (boundary, piece.key, piece.data_seed, tokens)
-    name = known.get(what)
-    if name is None:
-        name = known[what] = state_within(boundary, piece, tokens)
-    return name
+    def _stage(self, run: int, group: _Group, stage: str) -> str:
+        """The stage in which the segment begins; a piece may run through several, as a segment may through pieces."""
+        if group.node_at >= group.at:
+            return stage
+        return next(piece.stage for piece in self._paths[run].pieces if piece.end > group.node_at)

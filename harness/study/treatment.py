@@ -7,7 +7,7 @@ two arms whose stage is the same hold the same `Stage` object, so derived values
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -109,11 +109,15 @@ class Treatment:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One treatment under one name. `changes`: what it declares against `default`, path → value as written."""
+    """One treatment under one name. `changes`: what it declares against `default`, path → value as written.
+
+    levels: the same as the user calls it, path or source of a mixture axis → level (`{"math": 0.3}`).
+    """
 
     name: str
     changes: Mapping[str, Any]
     treatment: Treatment
+    levels: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -72,4 +73,4 @@ def test_pieces_are_contiguous_and_cover_the_path(lengths: list[int], shape: str
     pieces = schedule(treatment(*stages))
     assert pieces[0][0] == 0
     assert pieces[-1][1] == sum(lengths) * BATCH
-    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))

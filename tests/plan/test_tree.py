@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.plan.fingerprint import base_state, state_at
 from harness.plan.schedule import rate
-from harness.plan.science import PathBuilder, Piece, base_science
+from harness.plan.science import PathBuilder, Piece, base_science, data_seeds, seeds_change_at
 from harness.plan.tree import Path, Tree, build
 from harness.study.treatment import Context, SeedSet, Treatment
 from tests.plan.build import BATCH, IDENTITIES, SCRATCH, mixture, seeds, stage, treatment
@@ -19,8 +19,12 @@ ROOT = base_state(base_science(SCRATCH, IDENTITIES, 1))
 MIX = mixture(web="9/10", math="1/10")
 
 
-def pieces_of(plan: Treatment, seed: SeedSet | None = None) -> list[Piece]:
-    return PathBuilder(IDENTITIES).pieces(plan, seed or seeds())
+def pieces_of(plan: Treatment) -> list[Piece]:
+    return PathBuilder(IDENTITIES).pieces(plan)
+
+
+def name_at(pieces: list[Piece], tokens: int, base: str = ROOT, data: int = 1) -> str:
+    return state_at(base, pieces, [data] * len(pieces), tokens)
 
 
 def path(plan: Treatment, seed: SeedSet | None = None, cuts: list[int] | None = None) -> Path:
@@ -28,7 +32,10 @@ def path(plan: Treatment, seed: SeedSet | None = None, cuts: list[int] | None = 
     for part in plan.stages:
         at += part.tokens
         ends.add(at)
-    return Path(ROOT, pieces_of(plan, seed), tuple(sorted(ends)))
+    seed = seed or seeds()
+    change_at = seeds_change_at(plan, seed.from_stage)
+    pieces = PathBuilder(IDENTITIES).pieces(plan, change_at)
+    return Path(ROOT, pieces, data_seeds(pieces, change_at, seed.data), tuple(sorted(ends)))
 
 
 def intervals(tree: Tree, run: int) -> list[tuple[int, int]]:
@@ -66,25 +73,23 @@ def test_a_boundary_at_which_nothing_changes_changes_no_name() -> None:
     """One source: the blend has no counters, so two stages in a row are the one stage that they describe."""
     one = pieces_of(treatment(stage("a", 30)))
     two = pieces_of(treatment(stage("a", 10), stage("b", 20)))
-    assert [state_at(ROOT, one, n * BATCH) for n in (5, 10, 30)] == [
-        state_at(ROOT, two, n * BATCH) for n in (5, 10, 30)
-    ]
+    assert [name_at(one, n * BATCH) for n in (5, 10, 30)] == [name_at(two, n * BATCH) for n in (5, 10, 30)]
 
 
 def test_blend_counters_start_with_the_stage_so_a_stage_boundary_is_science_for_a_mixture() -> None:
     one = pieces_of(treatment(stage("a", 30, mixture=MIX)))
     two = pieces_of(treatment(stage("a", 10, mixture=MIX), stage("b", 20, mixture=MIX)))
-    assert state_at(ROOT, one, 10 * BATCH) == state_at(ROOT, two, 10 * BATCH)
-    assert state_at(ROOT, one, 30 * BATCH) != state_at(ROOT, two, 30 * BATCH)
+    assert name_at(one, 10 * BATCH) == name_at(two, 10 * BATCH)
+    assert name_at(one, 30 * BATCH) != name_at(two, 30 * BATCH)
 
 
 def test_an_option_at_its_default_does_not_reach_the_name_and_a_source_that_is_not_drawn_neither() -> None:
     plan = treatment(stage("a", 10))
     other = replace(IDENTITIES, sources={**IDENTITIES.sources, "math": "f" * 64})
     changed = replace(IDENTITIES, sources={**IDENTITIES.sources, "web": "f" * 64})
-    here, there = (PathBuilder(ids).pieces(plan, seeds()) for ids in (IDENTITIES, other))
-    assert state_at(ROOT, here, 10 * BATCH) == state_at(ROOT, there, 10 * BATCH)
-    assert state_at(ROOT, here, 10 * BATCH) != state_at(ROOT, PathBuilder(changed).pieces(plan, seeds()), 10 * BATCH)
+    here, there = (PathBuilder(ids).pieces(plan) for ids in (IDENTITIES, other))
+    assert name_at(here, 10 * BATCH) == name_at(there, 10 * BATCH)
+    assert name_at(here, 10 * BATCH) != name_at(PathBuilder(changed).pieces(plan), 10 * BATCH)
 
 
 FIELDS: dict[str, Any] = {
@@ -99,14 +104,14 @@ def test_every_field_of_the_science_re_keys() -> None:
     names = set()
     for field, value in FIELDS.items():
         changed = treatment(replace(stage("a", 10), **{field: value}))
-        names.add(state_at(ROOT, pieces_of(changed), 4 * BATCH))
+        names.add(name_at(pieces_of(changed), 4 * BATCH))
     for optimizer_field, value in {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.0, "clip": None}.items():
         part = stage("a", 10)
         changed = treatment(replace(part, optimizer=replace(part.optimizer, **{optimizer_field: value})))
-        names.add(state_at(ROOT, pieces_of(changed), 4 * BATCH))
+        names.add(name_at(pieces_of(changed), 4 * BATCH))
     plain = treatment(stage("a", 10))
-    names |= {state_at(ROOT, pieces_of(plain, seeds(data=d)), 4 * BATCH) for d in (1, 2)}
-    names.add(state_at(base_state(base_science(SCRATCH, IDENTITIES, 2)), pieces_of(plain), 4 * BATCH))
+    names |= {name_at(pieces_of(plain), 4 * BATCH, data=d) for d in (1, 2)}
+    names.add(name_at(pieces_of(plain), 4 * BATCH, base=base_state(base_science(SCRATCH, IDENTITIES, 2))))
     assert len(names) == len(FIELDS) + 4 + 2 + 1
 
 
@@ -141,7 +146,7 @@ def test_a_name_does_not_depend_on_where_the_path_is_cut(parts: list[tuple[Any, 
     plain, cut = build([path(plan)]), build([path(plan, cuts=cuts)])
     assert set(plain.segments) <= set(cut.segments)
     for name, segment in cut.segments.items():
-        assert name == state_at(ROOT, pieces_of(plan), segment.tokens_to)
+        assert name == name_at(pieces_of(plan), segment.tokens_to)
 
 
 @settings(max_examples=200)
@@ -155,7 +160,7 @@ def test_two_arms_share_exactly_the_part_on_which_every_update_agrees(
     tree = build(paths)
     shared = {name for name in tree.of_run[0] if name in tree.of_run[1]}
     reach = max((tree.segments[name].tokens_to for name in shared), default=0)
-    updates = [list(_updates(p.pieces)) for p in paths]
+    updates = [list(_updates(p)) for p in paths]
     agree = 0
     for one, other in zip(*updates, strict=False):
         if one != other:
@@ -168,8 +173,8 @@ def test_two_arms_share_exactly_the_part_on_which_every_update_agrees(
         assert pieces[0].science != pieces[1].science
 
 
-def _updates(pieces: list[Piece]) -> Any:
-    for piece in pieces:
+def _updates(path: Path) -> Any:
+    for piece, seed in zip(path.pieces, path.data_seeds, strict=True):
         science = {k: v for k, v in piece.science.items() if k not in ("lr", "blend_from")}
         for t in range(piece.start, piece.end, BATCH):
-            yield rate(piece.science["lr"], t, BATCH), science, piece.data_seed
+            yield rate(piece.science["lr"], t, BATCH), science, seed

@@ -1,0 +1,38 @@
+# Needs Python 3.11+, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One test process a core; threads inside a process are fixed by the tests themselves.
+WORKERS ?= auto
+
+.PHONY: quickstart test test-full lint format venv clean
+
+quickstart: $(STAMP)
+	$(BIN)/ablate run sweeps/quickstart.yaml --yes
+	@echo "report: results/quickstart/report/index.html"
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not slurm"
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,136 @@
+"""What the results say, as data (`claims.json`) and in one sentence per primary metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from analysis.effects import ALPHA, POWER, Comparisons, Difference
+from analysis.frame import Frame
+from analysis.metrics import Metric, decimals_for, number
+from analysis.statistics import Interval
+from analysis.tables import significant
+
+SCHEMA = 1
+METHOD = (
+    "difference of run means, least squares of arm + seed; residual pooled over arms; adjusted: Dunnett over arms, "
+    "Bonferroni over primary metrics"
+)
+
+
+def claims(frame: Frame, comparisons: Comparisons) -> dict[str, Any]:
+    """`claims.json`: one claim per primary metric and arm, against the baseline."""
+    arms, metrics = comparisons.family
+    return {
+        "schema": SCHEMA,
+        "study": frame.study,
+        "question": frame.plan.get("question"),
+        "runs": {
+            "planned": len(frame.runs),
+            "done": sum(run.status == "done" for run in frame.runs),
+            "diverged": sum(run.status == "diverged" for run in frame.runs),
+        },
+        "family": {"arms": arms, "metrics": metrics, "alpha": ALPHA, "method": METHOD},
+        "claims": [
+            _claim(frame, comparisons, comparisons.to_baseline[arm.name, metric.name])
+            for metric in frame.primary
+            for arm in frame.arms
+            if arm.name != frame.compare.baseline
+        ],
+    }
+
+
+def _claim(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, Any]:
+    counts = frame.count(d.arm)
+    measured = d.run_se is not None
+    return {
+        "metric": d.metric.name,
+        "higher_is_better": d.metric.higher_is_better,
+        "unit": "share" if d.metric.percent else d.metric.unit,
+        "arm": d.arm,
+        "aliases": list(frame.arm(d.arm).aliases),
+        "control": d.arm == frame.compare.control,
+        "baseline": d.reference,
+        "seeds": list(d.seeds),
+        "n_seeds": len(d.seeds),
+        "planned": counts["planned"],
+        "done": counts["done"],
+        "diverged": counts["diverged"],
+        "difference": significant(d.estimate),
+        "ci95": _interval(d.interval),
+        "adjusted_ci": _interval(d.adjusted),
+        "verdict": d.verdict,
+        "reason": d.reason or None,
+        "mde": significant(d.mde),
+        "power": POWER,
+        "variance": {
+            "measured": measured,
+            "where": "residual of arm + seed, pooled over arms" if measured else None,
+            "df": d.df,
+            "residual_sd": significant(comparisons.residual_sd(d.metric.name)) if measured else None,
+        },
+        "item_se": significant(d.item_se),
+        "items": d.items or None,
+        "runs": list(d.runs),
+        "evaluations": list(d.evaluations),
+    }
+
+
+def _interval(interval: Interval | None) -> list[float | None] | None:
+    return None if interval is None else [significant(interval[0]), significant(interval[1])]
+
+
+def metric_decimals(comparisons: Comparisons, metric: Metric) -> int:
+    """Decimals in which a metric is printed everywhere: two digits of the typical error of a difference."""
+    found = [d for (_, name), d in comparisons.to_baseline.items() if name == metric.name]
+    errors = [d.run_se for d in found if d.run_se] or [d.item_se for d in found if d.item_se]
+    return decimals_for(min(errors, default=None), metric)
+
+
+def answers(frame: Frame, comparisons: Comparisons) -> list[tuple[Metric, str]]:
+    """One sentence per primary metric: which differences are real, by how much, and what could not be seen."""
+    return [(metric, _answer(frame, comparisons, metric)) for metric in frame.primary]
+
+
+def _answer(frame: Frame, comparisons: Comparisons, metric: Metric) -> str:
+    baseline = frame.compare.baseline
+    found = [comparisons.to_baseline[arm.name, metric.name] for arm in frame.arms if arm.name != baseline]
+    digits = metric_decimals(comparisons, metric)
+    clauses = []
+    for verdict in ("better", "worse"):
+        there = sorted((d for d in found if d.verdict == verdict), key=lambda d: -abs(d.estimate or 0.0))
+        if there:
+            clauses.append(f"{verdict} than `{baseline}`: " + _listed(_real(d, metric, digits) for d in there))
+    unseen = [d for d in found if d.verdict == "not distinguishable"]
+    if unseen:
+        limit = number(max(d.mde or 0.0 for d in unseen) * metric.scale, digits)
+        names = _listed(f"`{d.arm}`" for d in unseen)
+        unit = _spaced(metric.difference_unit)
+        clauses.append(
+            f"not distinguishable from `{baseline}`: {names} (a true difference of {limit}{unit} would be seen four "
+            "times in five)"
+        )
+    by_reason: dict[str, list[str]] = {}
+    for d in found:
+        if d.verdict == "not estimated":
+            by_reason.setdefault(d.reason, []).append(f"`{d.arm}`")
+    clauses += [f"not estimated ({reason}): {_listed(names)}" for reason, names in by_reason.items()]
+    text = "; ".join(clauses) or "there is no arm to compare"
+    return text[0].upper() + text[1:] + "."
+
+
+def _real(d: Difference, metric: Metric, digits: int) -> str:
+    assert d.estimate is not None and d.adjusted is not None
+    low, high = sorted(abs(bound) * metric.scale for bound in d.adjusted)
+    by = number(abs(d.estimate) * metric.scale, digits)
+    unit = _spaced(metric.difference_unit)
+    return f"`{d.arm}` by {by}{unit} ({number(low, digits)} to {number(high, digits)})"
+
+
+def _spaced(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _listed(parts: Iterable[str]) -> str:
+    items: Sequence[str] = list(parts)
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

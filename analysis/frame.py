@@ -1,0 +1,446 @@
+"""A results folder read into typed records: planned runs × points × metrics, with what is missing kept missing.
+
+Everything comes from the folder (`plan.json`, `runs/`, `states/`, `evals/`) through `harness.store`; the YAML is never
+read. A missing value is absent, never 0: whoever averages must say over what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.metrics import Metric, family_of, guess_direction, in_order, metric_name, suite_name
+from harness.store import attempts, evaluations, states
+from harness.store.atomic import read_json
+from harness.store.layout import Folder
+from harness.store.markers import Damaged
+from harness.study.errors import UserError, nearest
+
+Column = npt.NDArray[np.float64]
+Status = Literal["done", "diverged", "failed", "unevaluated", "unfinished"]
+END = "end"
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One treatment: its own name first, then the other names that the study gives it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A state of a run at which it is evaluated."""
+
+    label: str
+    state: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One arm with one set of seeds. `status` says how far it came, `detail` why not further."""
+
+    name: str
+    arm: str
+    seed: str
+    path: tuple[str, ...]
+    points: tuple[Point, ...]
+    status: Status
+    detail: str
+
+    def point(self, label: str) -> Point | None:
+        return next((point for point in self.points if point.label == label), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One evaluation task of the study."""
+
+    suite: str | None
+    task: str
+    kind: str
+    key: str
+    headline: str | None
+
+    @property
+    def held_out(self) -> bool:
+        return self.kind == "held_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A metric of one run at one point. `evaluations`: folders, relative to the results folder, that it rests on."""
+
+    value: float
+    stderr: float | None
+    n: int
+    evaluations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Items:
+    """A metric's items. Its value is Σ numerator / Σ denominator; denominators are 1 for a plain mean.
+
+    identity: what must be equal for two runs to be paired: item number and the hashes of item and target.
+    """
+
+    identity: tuple[str, ...]
+    numerator: Column
+    denominator: Column
+    ratio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """What the study wants compared, with alias names resolved to arms."""
+
+    baseline: str
+    control: str | None
+    equal: str
+    primary: tuple[str, ...]
+    allow: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """All that the report reads. `values[run name, point label, metric name]`."""
+
+    folder: Folder
+    plan: Mapping[str, Any]
+    arms: tuple[Arm, ...]
+    runs: tuple[Run, ...]
+    tasks: tuple[Task, ...]
+    metrics: tuple[Metric, ...]
+    compare: Compare
+    primary_declared: bool
+    values: Mapping[tuple[str, str, str], Value]
+    results: Mapping[str, Mapping[str, Any]]  # evaluation folder → its results.json
+    damaged: tuple[str, ...]
+    _items: dict[tuple[str, str], Items | None] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def study(self) -> str:
+        return str(self.plan["study"])
+
+    @cached_property
+    def seeds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run.seed for run in self.runs))
+
+    @cached_property
+    def evaluated_labels(self) -> frozenset[str]:
+        """Labels of the points that the study has evaluated; the others of a run are only places on its path."""
+        return frozenset(str(item["point"]).rsplit("@", 1)[-1] for item in self.plan["evals"])
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Metric]:
+        return {metric.name: metric for metric in self.metrics}
+
+    @cached_property
+    def segments(self) -> Mapping[str, Mapping[str, Any]]:
+        return {segment["id"]: segment for segment in self.plan["segments"]}
+
+    @property
+    def primary(self) -> tuple[Metric, ...]:
+        return tuple(self.by_name[name] for name in self.compare.primary)
+
+    def arm(self, name: str) -> Arm:
+        """The arm that carries `name`, its own or an alias. Raises UserError."""
+        for arm in self.arms:
+            if name == arm.name or name in arm.aliases:
+                return arm
+        names = [name for arm in self.arms for name in (arm.name, *arm.aliases)]
+        raise UserError(f"{self.folder.root} has no arm `{name}`; {nearest(name, names)}")
+
+    @cached_property
+    def _by_arm(self) -> Mapping[str, Mapping[str, Run]]:
+        found: dict[str, dict[str, Run]] = {arm.name: {} for arm in self.arms}
+        for run in self.runs:
+            found[run.arm][run.seed] = run
+        return found
+
+    def runs_of(self, arm: str) -> tuple[Run, ...]:
+        return tuple(self._by_arm[arm].values())
+
+    def run_of(self, arm: str, seed: str) -> Run | None:
+        return self._by_arm[arm].get(seed)
+
+    def count(self, arm: str) -> Counter[str]:
+        """How many of the arm's runs have each status, `planned` for all of them."""
+        counts: Counter[str] = Counter(run.status for run in self.runs_of(arm))
+        counts["planned"] = len(self.runs_of(arm))
+        return counts
+
+    def at_end(self, arm: str, metric: str) -> dict[str, Value]:
+        """The metric of each seed's final state, for the seeds that have it."""
+        found = {run.seed: self.values.get((run.name, END, metric)) for run in self.runs_of(arm)}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def items(self, run: str, point: str, metric: Metric) -> Items | None:
+        """The metric's items at one point, None when the samples do not carry it.
+
+        A measure whose items do not add up to the reported value is no mean of items, and is not treated as one.
+        """
+        value = self.values.get((run, point, metric.name))
+        if value is None or metric.measure is None:
+            return None
+        evaluation = value.evaluations[0]
+        if (evaluation, metric.measure) not in self._items:
+            found = _read_items(self.folder, evaluation, metric, value.value)
+            self._items[evaluation, metric.measure] = found
+        return self._items[evaluation, metric.measure]
+
+
+def read_frame(root: Path) -> Frame:
+    """Read a results folder, finished or half-way. Raises UserError when it is none."""
+    folder = Folder(root)
+    plan = _read_plan(folder)
+    arms, canonical = _arms(plan)
+    tasks = tuple(
+        Task(t.get("suite"), str(t["task"]), str(t["kind"]), str(t["key"]), t.get("headline"))
+        for t in plan.get("tasks", [])
+    )
+    reader = _Reader(folder, tasks)
+    runs = tuple(reader.run(run, canonical) for run in plan["runs"] if canonical.get(run["arm"]) == run["arm"])
+    declared = dict(plan.get("compare") or {})
+    primary = tuple(str(name) for name in declared.get("primary") or ())
+    metrics = _metrics(reader, tasks, primary)
+    if not primary:
+        primary = _default_primary(metrics)
+    compare = Compare(
+        baseline=canonical.get(declared.get("baseline") or "default", "default"),
+        control=canonical.get(declared["control"]) if declared.get("control") else None,
+        equal=str(declared.get("equal") or "tokens"),
+        primary=primary,
+        allow=dict(declared.get("allow") or {}),
+    )
+    return Frame(
+        folder=folder,
+        plan=plan,
+        arms=arms,
+        runs=runs,
+        tasks=tasks,
+        metrics=tuple(in_order(metrics, primary)),
+        compare=compare,
+        primary_declared=bool(declared.get("primary")),
+        values={**reader.values, **_averages(runs, metrics, reader.values)},
+        results=reader.results,
+        damaged=tuple(sorted(reader.damaged)),
+    )
+
+
+def _read_plan(folder: Folder) -> Mapping[str, Any]:
+    try:
+        plan = read_json(folder.plan_json)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder.root} has no plan.json, so it is not a results folder; `ablate run STUDY.yaml -o DIR` makes one."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{folder.plan_json} is not JSON ({error}); `ablate run` writes it anew.") from None
+    if not isinstance(plan, dict):
+        raise UserError(f"{folder.plan_json} holds no JSON object; `ablate run` writes it anew.")
+    return plan
+
+
+def _arms(plan: Mapping[str, Any]) -> tuple[tuple[Arm, ...], dict[str, str]]:
+    """The distinct arms with their aliases, and every name → the arm that carries it."""
+    canonical = {arm["name"]: str(arm.get("same_as") or arm["name"]) for arm in plan["arms"]}
+    arms = tuple(
+        Arm(
+            name=arm["name"],
+            aliases=tuple(name for name, own in canonical.items() if own == arm["name"] and name != own),
+            changes=dict(arm.get("changes") or {}),
+        )
+        for arm in plan["arms"]
+        if canonical[arm["name"]] == arm["name"]
+    )
+    return arms, canonical
+
+
+class _Reader:
+    """Reads each state and each evaluation once; runs share both."""
+
+    def __init__(self, folder: Folder, tasks: Sequence[Task]) -> None:
+        self.folder = folder
+        self.tasks = tasks
+        self.values: dict[tuple[str, str, str], Value] = {}
+        self.results: dict[str, dict[str, Any]] = {}
+        self.damaged: set[str] = set()
+        self.reported: dict[tuple[str, str], bool] = {}  # (task key, measure) → higher is better
+        self._done: dict[str, states.Done | None] = {}
+
+    def run(self, record: Mapping[str, Any], canonical: Mapping[str, str]) -> Run:
+        name = str(record["name"])
+        points = tuple(
+            Point(str(point["label"]), str(point["state"]), int(point["tokens"])) for point in record["points"]
+        )
+        evaluated = {point.label: self._evaluate(name, point) for point in points}
+        path = tuple(record["path"])
+        status, detail = self._status((str(record["base"]), *path), evaluated[END])
+        return Run(name, canonical[record["arm"]], str(record["seed_set"]), path, points, status, detail)
+
+    def done(self, state: str) -> states.Done | None:
+        if state not in self._done:
+            try:
+                self._done[state] = states.read_done(self.folder.state(state))
+            except Damaged as reason:
+                self.damaged.add(str(reason))
+                self._done[state] = None
+        return self._done[state]
+
+    def _evaluate(self, run: str, point: Point) -> bool:
+        """Take in the evaluations of one point; whether none of the study's tasks is missing."""
+        done = self.done(point.state)
+        if done is None or done.weights is None:
+            return False
+        whole = True
+        for task in self.tasks:
+            where = f"evals/{done.weights}/{task.key}"
+            results = self._read_results(where, done.weights, task.key)
+            if results is None:
+                whole = False
+                continue
+            for measure, record in results["metrics"].items():
+                if record.get("value") is None:
+                    continue
+                name = metric_name(task.suite, task.task, measure, task.held_out)
+                self.reported[task.key, measure] = bool(record.get("higher_is_better", guess_direction(name)))
+                self.values[run, point.label, name] = Value(
+                    float(record["value"]), record.get("stderr"), int(record.get("n") or 0), (where,)
+                )
+        return whole
+
+    def _read_results(self, where: str, weights: str, key: str) -> dict[str, Any] | None:
+        if where not in self.results:
+            try:
+                results = evaluations.read_results(self.folder, weights, key)
+            except Damaged as reason:
+                self.damaged.add(str(reason))
+                return None
+            if results is None:
+                return None
+            self.results[where] = results
+        return self.results[where]
+
+    def _status(self, states_on_path: Sequence[str], evaluated: bool) -> tuple[Status, str]:
+        """How far a run came and why not further, from its states (the base first) and its final evaluation."""
+        for state in states_on_path:
+            done = self.done(state)
+            if done is None:
+                return self._unfinished(state)
+            if done.outcome == "diverged":
+                what = done.summary.get("what")
+                return "diverged", f"at {done.tokens:,} tokens" + (f" ({what})" if what else "")
+        return ("done", "") if evaluated else ("unevaluated", "evaluations are missing")
+
+    def _unfinished(self, state: str) -> tuple[Status, str]:
+        events = attempts.read_events(self.folder.state(state))
+        last = events[-1] if events else {}
+        if last.get("kind") == "failed":
+            return "failed", str(last.get("error", "")).split("\n")[0]
+        if last.get("kind") == "stopped":
+            return "unfinished", f"stopped at {int(last['tokens']):,} tokens"
+        return "unfinished", "in training" if events else "not started"
+
+
+def _metrics(reader: _Reader, tasks: Sequence[Task], primary: Sequence[str]) -> list[Metric]:
+    """Every measure that an evaluation reported, the averages of suites, and what the study declares primary."""
+    found: dict[str, Metric] = {}
+    for task in tasks:
+        for (key, measure), higher in reader.reported.items():
+            if key == task.key:
+                name = metric_name(task.suite, task.task, measure, task.held_out)
+                family = family_of(measure)
+                suite = suite_name(task.suite)
+                found[name] = Metric(name, family, higher, suite, task.task, measure, key)
+    for suite in dict.fromkeys(suite_name(task.suite) for task in tasks if not task.held_out):
+        parts = _average_parts(suite, tasks)
+        name = f"{suite}.average"
+        if suite is not None and (len(parts) > 1 or (parts and name in primary)):
+            found[name] = Metric(name, "average", True, suite, parts=parts)
+    for name in primary:  # not evaluated anywhere yet: it still has its column
+        family = "bpb" if name.startswith("bpb.") else family_of(name.rsplit(".", 1)[-1])
+        found.setdefault(name, Metric(name, family, guess_direction(name)))
+    return list(found.values())
+
+
+def _average_parts(suite: str | None, tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The headline metrics of a suite that are shares of something right; losses and bits are never averaged in."""
+    return tuple(
+        metric_name(task.suite, task.task, task.headline, False)
+        for task in tasks
+        if suite_name(task.suite) == suite and task.headline and family_of(task.headline) in ("accuracy", "continuous")
+    )
+
+
+def _default_primary(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Where the study declares none: bits per byte of each source and the suites' averages."""
+    leading = [m.name for m in metrics if m.family in ("bpb", "average") and m.name.count(".") == 1]
+    return tuple(sorted(leading, key=lambda name: not name.startswith("bpb.")))
+
+
+def _averages(
+    runs: Sequence[Run], metrics: Sequence[Metric], values: Mapping[tuple[str, str, str], Value]
+) -> dict[tuple[str, str, str], Value]:
+    """Macro means, only where every task of the suite is there."""
+    averages = {}
+    for metric in metrics:
+        for run in runs if metric.parts else ():
+            for point in run.points:
+                parts = [values.get((run.name, point.label, part)) for part in metric.parts]
+                there = [part for part in parts if part is not None]
+                if len(there) == len(parts):
+                    mean = sum(part.value for part in there) / len(there)
+                    folders = tuple(folder for part in there for folder in part.evaluations)
+                    averages[run.name, point.label, metric.name] = Value(
+                        mean, None, sum(part.n for part in there), folders
+                    )
+    return averages
+
+
+def _read_items(folder: Folder, evaluation: str, metric: Metric, value: float) -> Items | None:
+    _, weights, key = evaluation.split("/")
+    table = evaluations.read_samples(folder, weights, key)
+    names = set(table.column_names)
+    found = _fraction(table, names, str(metric.measure))
+    if found is None:
+        return None
+    numerator, denominator, ratio = found
+    total = float(denominator.sum())
+    if not np.isfinite(numerator).all() or total <= 0.0:
+        return None
+    if abs(float(numerator.sum()) / total - value) > 1e-6 * max(1.0, abs(value)):
+        return None
+    hashes = [name for name in ("doc_id", "doc_hash", "target_hash") if name in names]
+    rows = zip(*(table.column(name).to_pylist() for name in hashes), strict=True)
+    return Items(tuple(json.dumps(row) for row in rows), numerator, denominator, ratio)
+
+
+def _fraction(table: Any, names: set[str], measure: str) -> tuple[Column, Column, bool] | None:
+    """A measure's (numerator, denominator, whether it is a ratio of sums) per item; None when it is no column."""
+    if measure == "bits_per_byte" and {"nll", "bytes"} <= names:
+        return _column(table, "nll") / np.log(2.0), _column(table, "bytes"), True
+    if measure.startswith("nats_per_token"):
+        bucket = measure.removeprefix("nats_per_token")
+        if {f"nll{bucket}", f"tokens{bucket}"} <= names:
+            return _column(table, f"nll{bucket}"), _column(table, f"tokens{bucket}"), True
+    if measure in names:
+        values = _column(table, measure)
+        return values, np.ones(len(values)), False
+    return None
+
+
+def _column(table: Any, name: str) -> Column:
+    return np.asarray(table.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)

@@ -1,0 +1,374 @@
+"""`ablate`: one verb, one function elsewhere. Heavy imports stay with the verb that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from harness.launch.run import Options
+
+DONE, SOME_FAILED, WRONG = 0, 1, 2
+Verb = Callable[[argparse.Namespace], int]
+
+
+class CallError(Exception):
+    """A call that the parser does not understand. `UserError` would cost the import of the whole study room."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one paragraph for a mistake and the nearest name for a mistyped verb."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CallError(f"{message}. See `{self.prog} --help`.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            from harness.study.errors import nearest
+
+            name = "verb" if isinstance(action, argparse._SubParsersAction) else "value"
+            raise CallError(
+                f"`{value}` is not a {name} of `{self.prog}`; {nearest(str(value), map(str, action.choices))}"
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Do what the arguments say: 0 done, 1 some runs failed, 2 the study or the call is wrong, 128 + signal stopped."""
+    try:
+        options = parser().parse_args(arguments)
+        verb: Verb = options.verb
+        return verb(options)
+    except CallError as error:
+        return _wrong(error)
+    except KeyboardInterrupt:
+        print("ablate: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read stdout (`| head`) has left. Nothing more can be said; Python must not try at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        from harness.study.errors import UserError
+
+        if isinstance(error, UserError):
+            return _wrong(error)
+        raise
+
+
+def _wrong(error: Exception) -> int:
+    print(f"ablate: {error}", file=sys.stderr)
+    return WRONG
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    root = Parser(prog="ablate", description="One YAML study in, trained, evaluated and compared arms out.")
+    verbs = root.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
+    for add in (_plan, _run, _status, _logs, _verify, _eval, _export, _report, _compare, _schema, _bench, _doctor):
+        add(verbs)
+    return root
+
+
+def _verb(verbs: Any, name: str, does: str, verb: Verb, machine_readable: bool = True) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = verbs.add_parser(name, help=does, description=does)
+    made.set_defaults(verb=verb)
+    if machine_readable:
+        made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return made
+
+
+def _study_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("study", type=Path, metavar="STUDY.yaml")
+    made.add_argument("--set", action="append", default=[], metavar="a.b=v", help="change a value of the study")
+
+
+def _folder_argument(made: argparse.ArgumentParser) -> None:
+    made.add_argument("folder", type=Path, metavar="DIR", help="a results folder")
+
+
+def _output(made: argparse.ArgumentParser) -> None:
+    made.add_argument("-o", dest="folder", type=Path, metavar="DIR", help="results folder (results/<study>)")
+
+
+def _executor_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--executor", choices=("local", "debug"), default="local", help="worker processes, or this very process"
+    )
+    made.add_argument("--jobs", type=_positive, metavar="N", help="runs at once (launch.jobs of the study)")
+
+
+def _plan(verbs: Any) -> None:
+    made = _verb(verbs, "plan", "what would run and why, and what it costs", plan)
+    _study_arguments(made)
+    _output(made)
+    made.add_argument("--curves", type=Path, metavar="FILE.csv", help="write a row per arm and update")
+    made.add_argument("--every", type=_positive, metavar="N", help="with --curves: only every Nth update")
+
+
+def _run(verbs: Any) -> None:
+    made = _verb(verbs, "run", "train, evaluate and report what is not there yet", run)
+    _study_arguments(made)
+    _output(made)
+    _executor_arguments(made)
+    made.add_argument("--no-share", action="store_true", help="train every run by itself, in an empty folder")
+    made.add_argument("--yes", action="store_true", help="run although it costs more than the study's budget")
+
+
+def _status(verbs: Any) -> None:
+    made = _verb(verbs, "status", "a line per run", status)
+    _folder_argument(made)
+    made.add_argument("--watch", action="store_true", help="show it again every two seconds")
+
+
+def _logs(verbs: Any) -> None:
+    made = _verb(verbs, "logs", "what the work on a run has printed", logs, machine_readable=False)
+    _folder_argument(made)
+    made.add_argument("run", metavar="RUN", help="an arm with its seeds, such as default/d1")
+    made.add_argument("-f", dest="follow", action="store_true", help="go on showing what is printed")
+
+
+def _verify(verbs: Any) -> None:
+    made = _verb(verbs, "verify", "check every checksum, or train one run alone and compare its weights", verify)
+    _folder_argument(made)
+    made.add_argument("run", nargs="?", metavar="RUN", help="an arm with its seeds, such as default/d1")
+
+
+def _eval(verbs: Any) -> None:
+    made = _verb(verbs, "eval", "evaluate what is trained and not evaluated yet; trains nothing", evaluate)
+    _folder_argument(made)
+    made.add_argument("--suite", action="append", default=[], metavar="S", help="a suite more, such as quickstart@1")
+    _executor_arguments(made)
+
+
+def _export(verbs: Any) -> None:
+    made = _verb(verbs, "export", "copy a run's final model to a folder, with a card", export)
+    _folder_argument(made)
+    made.add_argument("arm", metavar="ARM[/SEEDS]")
+    made.add_argument("out", type=Path, metavar="OUT")
+
+
+def _report(verbs: Any) -> None:
+    _folder_argument(_verb(verbs, "report", "build the report from what is there", report))
+
+
+def _compare(verbs: Any) -> None:
+    made = _verb(verbs, "compare", "two arms, paired, on everything that was evaluated", compare)
+    _folder_argument(made)
+    made.add_argument("arm_a", metavar="ARM_A")
+    made.add_argument("arm_b", metavar="ARM_B")
+
+
+def _schema(verbs: Any) -> None:
+    _verb(verbs, "schema", "the JSON Schema of a study file, for editors", schema, machine_readable=False)
+
+
+def _bench(verbs: Any) -> None:
+    benches = verbs.add_parser("bench", help="measured figures", description="measured figures")
+    kinds = benches.add_subparsers(metavar="BENCH", required=True, parser_class=Parser)
+    _verb(kinds, "loop", "the training loop against a bare PyTorch loop", bench_loop)
+    made = _verb(kinds, "share", "a study with and without sharing, wall-clock", bench_share)
+    _study_arguments(made)
+    _executor_arguments(made)
+
+
+def _doctor(verbs: Any) -> None:
+    _verb(verbs, "doctor", "is everything here that a study needs?", doctor)
+
+
+def plan(options: argparse.Namespace) -> int:
+    from harness.launch import prepare
+
+    if options.every is not None and options.curves is None:
+        raise CallError("`--every` says how many rows `--curves` writes; give a file with `--curves`.")
+    study = prepare.load(options.study, options.set)
+    prepared = prepare.planned(study, prepare.folder_of(study, options.folder))
+    if options.curves is not None:
+        from harness.launch.plan_files import write_curves
+
+        write_curves(study, options.curves, options.every or 1)
+    if options.json:
+        return _json(prepared.plan.to_json())
+    from harness.plan import render
+
+    print(render.text(prepared.plan, prepared.pools))
+    for damage in prepared.seen.damage:
+        print(f"damaged: {damage}")
+    return DONE
+
+
+def run(options: argparse.Namespace) -> int:
+    from harness.launch.run import Options
+
+    asked = Options(
+        study=options.study,
+        folder=options.folder,
+        overrides=tuple(options.set),
+        executor=options.executor,
+        jobs=options.jobs,
+        share=not options.no_share,
+        yes=options.yes,
+    )
+    return _reconcile(asked, options.json)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from harness.launch.plan_files import evaluation_options
+
+    asked = evaluation_options(options.folder, options.suite, options.executor, options.jobs)
+    return _reconcile(asked, options.json)
+
+
+def _reconcile(asked: Options, as_json: bool) -> int:
+    from harness.launch import outcome
+    from harness.launch.progress import listener_for, tokens
+    from harness.launch.run import run as bring_to_plan
+
+    # What the work prints in this process (`--executor debug`) must not get between a reader and the JSON.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        done = bring_to_plan(asked, listener_for(as_json))
+    ended = done.ended
+    if as_json:
+        return _json(done.to_json(), ended.exit_code)
+    if ended.signal is not None:
+        print(outcome.stopped_line(ended, asked.command()), file=sys.stderr)
+        return ended.exit_code
+    if ended.failed:
+        print(outcome.failure_table(ended.failed, str(done.folder.root), asked.command()))
+    print(f"trained {tokens(done.trained_tokens)} tokens, evaluated {done.evaluated} states; {outcome.counts(ended)}")
+    if done.report is not None:
+        print(f"report: {done.report}")
+    return ended.exit_code
+
+
+def status(options: argparse.Namespace) -> int:
+    import time
+
+    from harness.launch import status as look
+    from harness.store.layout import Folder
+
+    folder = Folder(options.folder)
+    if options.watch and options.json:
+        raise CallError("`--watch` shows a table again and again, `--json` prints one object; use one of them.")
+    while True:
+        runs = look.status(folder)
+        if options.json:
+            return _json(look.to_json(folder, runs))
+        if options.watch and sys.stdout.isatty():
+            print("\x1b[H\x1b[2J", end="")
+        print(look.text(runs), flush=True)
+        if not options.watch:
+            return DONE
+        time.sleep(2)
+
+
+def logs(options: argparse.Namespace) -> int:
+    from harness.launch.logs import show
+    from harness.store.layout import Folder
+
+    show(Folder(options.folder), options.run, sys.stdout, options.follow)
+    return DONE
+
+
+def verify(options: argparse.Namespace) -> int:
+    from harness.launch import verify as check
+    from harness.store.layout import Folder
+
+    folder = Folder(options.folder)
+    if options.run is not None:
+        points = check.alone(folder, options.run, options.json)
+        equal = all(point.equal for point in points)
+        if options.json:
+            return _json(check.points_json(options.run, points), DONE if equal else SOME_FAILED)
+        print("\n".join(check.lines(points)))
+        return DONE if equal else SOME_FAILED
+    checked, damage = check.damage(folder)
+    if options.json:
+        return _json({"checked": checked, "damage": damage}, SOME_FAILED if damage else DONE)
+    print("\n".join([*(f"damaged: {sentence}" for sentence in damage), f"{checked} checked, {len(damage)} damaged"]))
+    return SOME_FAILED if damage else DONE
+
+
+def export(options: argparse.Namespace) -> int:
+    from harness.launch.export import export as copy
+    from harness.store.layout import Folder
+
+    out = copy(Folder(options.folder), options.arm, options.out)
+    return _json({"exported": str(out)}) if options.json else _say(f"exported to {out}")
+
+
+def report(options: argparse.Namespace) -> int:
+    from analysis.report import build
+
+    page = build(options.folder)
+    return _json({"report": str(page)}) if options.json else _say(f"report: {page}")
+
+
+def compare(options: argparse.Namespace) -> int:
+    from analysis.compare import compare as paired
+    from analysis.compare import compare_text
+
+    found = paired(options.folder, options.arm_a, options.arm_b)
+    return _json(found) if options.json else _say(compare_text(found))
+
+
+def schema(options: argparse.Namespace) -> int:
+    from harness.study import json_schema
+
+    return _json(json_schema())
+
+
+def bench_loop(options: argparse.Namespace) -> int:
+    from harness.train.bench import bench_loop as measure
+
+    found = measure()
+    return _json(found) if options.json else _say(json.dumps(found, indent=1))
+
+
+def bench_share(options: argparse.Namespace) -> int:
+    from harness.launch.bench_share import bench
+    from harness.launch.progress import listener_for
+    from harness.launch.run import Options
+
+    asked = Options(options.study, None, tuple(options.set), options.executor, options.jobs)
+    found = bench(asked, listener_for(options.json))
+    return _json(found) if options.json else _say(json.dumps(found, indent=1))
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from harness.launch import doctor as look
+
+    found = look.checks()
+    code = DONE if look.passed(found) else WRONG
+    return _json(look.to_json(found), code) if options.json else _say(look.text(found), code)
+
+
+def _json(value: Any, code: int = DONE) -> int:
+    print(json.dumps(value, ensure_ascii=False))
+    return code
+
+
+def _say(text: str, code: int = DONE) -> int:
+    print(text)
+    return code
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Generated addition facts, with operand pairs that never occur in them.
+
+A document is a few facts, one a line, each in one of `TEMPLATES` (the first, `37 + 45 = 82.`, is used half of the
+time). Operands are whole numbers from 0 to `LARGEST`. The pairs of `held_out_pairs()` never occur, in either order
+and in any template, so a model that completes them has generalised and not recalled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from random import Random
+
+GENERATOR_VERSION = 1
+LARGEST = 49
+TEMPLATES = (
+    "{a} + {b} = {c}.",
+    "{a} plus {b} is {c}.",
+    "The sum of {a} and {b} is {c}.",
+    "Adding {b} to {a} gives {c}.",
+)
+FIRST_TEMPLATE_SHARE = 0.5
+FACTS_PER_DOCUMENT = (4, 12)
+_HELD_OUT_ONE_IN = 12
+_PAIR_IN_TEXT = re.compile(r"(?<!\d)(\d+)(?:\s*\+\s*|\s+plus\s+|\s+and\s+|\s+to\s+)(\d+)(?!\d)")
+
+
+@cache
+def held_out_pairs() -> tuple[tuple[int, int], ...]:
+    """The operand pairs (a, b), a <= b, that no training text contains in either order; ascending, always the same.
+
+    A pair is held out when the SHA-256 of "a+b" is 0 modulo 12; pairs with an operand below 2 never are (their facts
+    are rules, and text of other sources spells them out). Both orders of a pair make two evaluation items.
+    """
+    return tuple((a, b) for a in range(2, LARGEST + 1) for b in range(a, LARGEST + 1) if _held_out(a, b))
+
+
+def is_held_out_pair(a: int, b: int) -> bool:
+    """Whether the operands a and b, in either order, are held out."""
+    return (min(a, b), max(a, b)) in _held_out_set()
+
+
+def held_out_facts_in(text: str) -> list[tuple[int, int]]:
+    """Held-out pairs (a, b), as they stand, that `text` adds up: by content, whichever generator wrote it."""
+    found = ((int(a), int(b)) for a, b in _PAIR_IN_TEXT.findall(text))
+    return [pair for pair in found if is_held_out_pair(*pair)]
+
+
+def generate(documents: int, seed: int) -> Iterator[str]:
+    """`documents` documents. Document i is a function of (seed, i) alone: a longer source begins like a shorter one."""
+    for index in range(documents):
+        draw = Random(f"arithmetic {GENERATOR_VERSION} {seed} {index}")
+        yield "\n".join(_fact(draw) for _ in range(draw.randint(*FACTS_PER_DOCUMENT))) + "\n"
+
+
+def _fact(draw: Random) -> str:
+    while True:
+        a, b = draw.randint(0, LARGEST), draw.randint(0, LARGEST)
+        if not is_held_out_pair(a, b):
+            break
+    template = TEMPLATES[0] if draw.random() < FIRST_TEMPLATE_SHARE else draw.choice(TEMPLATES[1:])
+    return template.format(a=a, b=b, c=a + b)
+
+
+def _held_out(a: int, b: int) -> bool:
+    return int.from_bytes(hashlib.sha256(f"{a}+{b}".encode()).digest(), "big") % _HELD_OUT_ONE_IN == 0
+
+
+@cache
+def _held_out_set() -> frozenset[tuple[int, int]]:
+    return frozenset(held_out_pairs())

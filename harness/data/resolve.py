@@ -1,0 +1,89 @@
+"""From declared sources to manifests and token stores, before anything is planned or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.data.documents import Split, summarise
+from harness.data.sources import Source, declared_sources
+from harness.data.token_store import build_token_store, is_complete
+from harness.data.tokenizer import Progress, Tokenizer, open_tokenizer, silent
+from harness.store.atomic import read_json, sha256_file
+from harness.store.layout import Folder
+from harness.store.manifests import read_source, write_source
+from harness.study.errors import UserError
+
+
+def resolve_sources(
+    study: Any, base_manifest: Mapping[str, Any], folder: Folder, progress: Progress = silent
+) -> dict[str, dict[str, Any]]:
+    """Resolve every source of the study: tokenize what is new, write manifests/sources/<name>.json.
+
+    A manifest that is there is kept while the declaration, the tokenizer and the files' sizes and times are what they
+    were and its token store is whole: then nothing is read. progress: called with lines for a person. Returns the
+    manifests by name. UserError for files that are missing or unreadable and for a source without training documents.
+    """
+    tokenizer: Tokenizer | None = None
+    manifests: dict[str, dict[str, Any]] = {}
+    for name, source in declared_sources(study).items():
+        known = read_source(folder, name)
+        if known is not None and _still_holds(known, source, base_manifest["tokenizer"]["identity"]):
+            manifests[name] = known
+            continue
+        if tokenizer is None:
+            tokenizer = open_tokenizer(Path(base_manifest["tokenizer"]["path"]))
+        manifest = resolve_source(source, tokenizer, progress)
+        write_source(folder, name, manifest)
+        manifests[name] = read_source(folder, name) or manifest
+    return manifests
+
+
+def resolve_source(source: Source, tokenizer: Tokenizer, progress: Progress = silent) -> dict[str, Any]:
+    """Read and tokenize one source; the content of its manifest, less the schema number."""
+    stamp = source.stamp()
+    summary = summarise(source.documents(), source.held_out)
+    _check_not_empty(source, summary)
+    total = summary.train.documents + summary.held_out.documents
+    store = build_token_store(
+        source.documents,
+        summary,
+        tokenizer,
+        lambda done: progress(f"tokenizing {source.name}: {done:,} of {total:,} documents"),
+    )
+    meta = read_json(store / "meta.json")
+    return {
+        "name": source.name,
+        "identity": summary.identity,
+        "tokens": str(store),
+        "tokenizer": tokenizer.identity,
+        "train": meta["train"],
+        "held_out": {**meta["held_out"], "identity": summary.held_out.content},
+        "declared": stamp["declared"],
+        "generator": stamp.get("generator"),
+        "files": [{**file, "sha256": sha256_file(Path(file["path"]))} for file in stamp.get("files", [])],
+    }
+
+
+def _still_holds(known: Mapping[str, Any], source: Source, tokenizer: str) -> bool:
+    stamp = source.stamp()
+    files = [{key: file[key] for key in ("path", "size", "mtime_ns")} for file in known.get("files", [])]
+    return (
+        known.get("tokenizer") == tokenizer
+        and known.get("declared") == stamp["declared"]
+        and known.get("generator") == stamp.get("generator")
+        and files == stamp.get("files", [])
+        and is_complete(Path(known["tokens"]))
+    )
+
+
+def _check_not_empty(source: Source, summary: Split) -> None:
+    if summary.train.documents:
+        return
+    if summary.held_out.documents:
+        raise UserError(
+            f"source `{source.name}`: all of its {summary.held_out.documents} documents are held out for evaluation; "
+            "lower `held_out` or add documents"
+        )
+    raise UserError(f"source `{source.name}`: it has no text")

@@ -1,0 +1,140 @@
+"""The sources of a study: from what it declares to documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from harness.data import arithmetic, passages, stdlib
+from harness.data.files import matching_files, read_files, takes_field
+from harness.study.errors import UserError, nearest
+
+DEFAULT_HELD_OUT = Fraction(1, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class _Builtin:
+    """A generator that ships with the harness. `defaults`: its parameters. `version`: changes when its text does."""
+
+    documents: Callable[[Mapping[str, Any]], Iterator[str]]
+    version: Callable[[], str]
+    defaults: Mapping[str, Any]
+
+
+def _arithmetic(parameters: Mapping[str, Any]) -> Iterator[str]:
+    return arithmetic.generate(parameters["documents"], parameters["seed"])
+
+
+def _passages(parameters: Mapping[str, Any]) -> Iterator[str]:
+    smallest, largest = parameters["distance"]
+    found = passages.generate(parameters["documents"], parameters["seed"], (smallest, largest))
+    return (document.text for document in found)
+
+
+BUILTINS: Mapping[str, _Builtin] = {
+    "python_code": _Builtin(lambda _: stdlib.python_code(), stdlib.version, {}),
+    "python_docs": _Builtin(lambda _: stdlib.python_docs(), stdlib.version, {}),
+    "arithmetic": _Builtin(_arithmetic, lambda: str(arithmetic.GENERATOR_VERSION), {"documents": 20000, "seed": 0}),
+    "passages": _Builtin(
+        _passages,
+        lambda: str(passages.GENERATOR_VERSION),
+        {"documents": 2000, "seed": 0, "distance": [200, 1200]},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A declared source, ready to be read.
+
+    declared: what decides its documents, defaults filled in: {"builtin", …parameters} or {"files", "text"}.
+    folder: where relative globs start, the study file's folder.
+    """
+
+    name: str
+    declared: Mapping[str, Any]
+    held_out: Fraction
+    folder: Path
+
+    def documents(self) -> Iterator[str]:
+        """Every document, held out or not, the same ones in the same order at each call."""
+        if "builtin" in self.declared:
+            return BUILTINS[self.declared["builtin"]].documents(self.declared)
+        return read_files(self.paths(), self.declared["text"], self.name)
+
+    def paths(self) -> list[Path]:
+        """The files it is read from; none for a built-in source."""
+        if "builtin" in self.declared:
+            return []
+        paths = matching_files(self.declared["files"], self.folder, self.name)
+        if self.declared["text"] is not None and not takes_field(paths):
+            raise UserError(f"source `{self.name}`: `text` names a field, and .txt files have none; leave `text` out")
+        return paths
+
+    def stamp(self) -> dict[str, Any]:
+        """What can be seen without reading: as long as it is the same, so are the documents."""
+        declared = {**self.declared, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"}
+        if "builtin" in self.declared:
+            return {"declared": declared, "generator": BUILTINS[self.declared["builtin"]].version()}
+        return {"declared": declared, "files": [file_stamp(path) for path in self.paths()]}
+
+
+def file_stamp(path: Path) -> dict[str, Any]:
+    """Path, size and time of change of a file."""
+    status = path.stat()
+    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def declared_source(name: str, spec: Any, folder: Path) -> Source:
+    """The source that a study declares.
+
+    spec: an entry of `study.sources`: a mapping or a pydantic model with the fields of the study's grammar. UserError
+    for an unknown built-in, a parameter that it does not take, and a share outside [0, 1).
+    """
+    fields = dict(spec) if isinstance(spec, Mapping) else spec.model_dump(mode="python")
+    given = {key: value for key, value in fields.items() if value is not None}
+    held_out = Fraction(str(given.pop("held_out", DEFAULT_HELD_OUT)))
+    given.pop("max_epochs", None)
+    if not 0 <= held_out < 1:
+        raise UserError(f"source `{name}`: `held_out` is a share of the documents, at least 0 and below 1")
+    if "builtin" in given:
+        return Source(name, _builtin_parameters(name, given), held_out, folder)
+    if "files" not in given or set(given) - {"files", "text"}:
+        raise UserError(f"source `{name}`: expected `builtin` or `files` (with `text`), got {sorted(given)}")
+    files = {"files": list(given["files"]), "text": given.get("text")}
+    return Source(name, files, held_out, folder)
+
+
+def declared_sources(study: Any) -> dict[str, Source]:
+    """Every source of a study, by name."""
+    folder = Path(study.path).absolute().parent
+    return {name: declared_source(name, spec, folder) for name, spec in study.sources.items()}
+
+
+def _builtin_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    kind = given["builtin"]
+    if kind not in BUILTINS:
+        raise UserError(f"source `{name}`: there is no built-in source `{kind}`; {nearest(kind, BUILTINS)}")
+    defaults = BUILTINS[kind].defaults
+    for key in given:
+        if key != "builtin" and key not in defaults:
+            raise UserError(f"source `{name}`: `{kind}` takes no parameter `{key}`; {nearest(key, defaults)}")
+    parameters = {"builtin": kind, **defaults, **given}
+    if "distance" in parameters:
+        parameters["distance"] = _distance(name, parameters["distance"])
+    if "documents" in parameters and parameters["documents"] < 1:
+        raise UserError(f"source `{name}`: `documents` is {parameters['documents']}, expected at least 1")
+    return parameters
+
+
+def _distance(name: str, distance: Any) -> list[int]:
+    smallest, largest = distance
+    if not passages.SMALLEST_DISTANCE <= smallest <= largest:
+        raise UserError(
+            f"source `{name}`: `distance` is [smallest, largest] in characters, at least "
+            f"{passages.SMALLEST_DISTANCE} and ascending; got {list(distance)}"
+        )
+    return [int(smallest), int(largest)]

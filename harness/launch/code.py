@@ -1,0 +1,44 @@
+"""Which code ran: a hash of the packages' sources, and the git commit where there is one."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import analysis
+import harness
+
+SUFFIXES = (".py", ".yaml")
+
+
+@lru_cache(maxsize=1)
+def tree_hash() -> str:
+    """SHA-256 over the sorted (path, SHA-256 of the content) of every Python and YAML file of both packages."""
+    hasher = hashlib.sha256()
+    for package in (analysis, harness):
+        root = Path(str(package.__file__)).parent
+        for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
+            if path.suffix in SUFFIXES and path.is_file():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                hasher.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0{content}\n".encode())
+    return hasher.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def git_commit() -> str | None:
+    """The commit that the packages were checked out from, None when they do not lie in a git work tree."""
+    folder = Path(str(harness.__file__)).parent
+    command = ["git", "-C", str(folder), "rev-parse", "--verify", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def provenance() -> dict[str, Any]:
+    """What an attempt records of the code that it runs."""
+    return {"tree": tree_hash(), "commit": git_commit()}

@@ -1,0 +1,78 @@
+"""From a plan to items of work: bases to prepare, segments to train, states to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.launch.work import Work
+
+if TYPE_CHECKING:
+    from harness.evals.settings import EvalTask
+    from harness.plan.plan import Plan
+
+
+def items_of(plan: Plan, tasks: Sequence[EvalTask], diverged: Collection[str] = (), train: bool = True) -> list[Work]:
+    """Everything that the plan says must be done, parents first, evaluations last.
+
+    diverged: states that will never be there; what hangs on them is left out. train=False: evaluations only.
+    """
+    lost = _below(plan, diverged)
+    items: list[Work] = []
+    users = _users(plan)
+    if train:
+        items += [
+            Work("base", base.id, None, 0, f"base of {named(users[base.id])}")
+            for base in plan.bases.values()
+            if base.needed
+        ]
+        for segment in plan.segments.values():
+            if segment.needed and segment.id not in lost:
+                start = (
+                    [] if segment.start_path is None else [{"path": segment.start_path, "tokens": segment.start_tokens}]
+                )
+                needs = None if segment.start_path is not None else segment.parent
+                tokens = segment.tokens_to - segment.start_tokens
+                name = f"{segment.stage} of {named(users[segment.id])}"
+                items.append(Work("train", segment.id, needs, tokens, name, {"start": start}))
+    return items + _evaluations(plan, tasks, lost)
+
+
+def _evaluations(plan: Plan, tasks: Sequence[EvalTask], lost: Collection[str]) -> list[Work]:
+    """One item a state, with every task that is missing there."""
+    by_key = {task.key: task for task in tasks}
+    missing: dict[str, dict[str, Any]] = {}
+    points: dict[str, list[str]] = {}
+    for item in plan.evals:
+        if not item.done and item.state not in lost:
+            missing.setdefault(item.state, {})[item.task.key] = by_key[item.task.key].to_json()
+            labels = points.setdefault(item.state, [])
+            if f"{item.run}@{item.label}" not in labels:
+                labels.append(f"{item.run}@{item.label}")
+    return [
+        Work("evaluate", state, state, 0, f"evaluate {named(points[state])}", {"tasks": list(wanted.values())})
+        for state, wanted in missing.items()
+    ]
+
+
+def _users(plan: Plan) -> Mapping[str, list[str]]:
+    """The runs that pass through each base and segment."""
+    users: dict[str, list[str]] = {}
+    for run in plan.runs:
+        for state in (run.base, *run.path):
+            users.setdefault(state, []).append(run.name)
+    return users
+
+
+def _below(plan: Plan, diverged: Collection[str]) -> set[str]:
+    """The diverged states and every state after them."""
+    lost = set(diverged)
+    for segment in plan.segments.values():  # parents come first
+        if segment.parent in lost:
+            lost.add(segment.id)
+    return lost
+
+
+def named(users: Sequence[str]) -> str:
+    """The first of several, and how many more."""
+    return users[0] if len(users) == 1 else f"{users[0]} and {len(users) - 1} more"

@@ -1,0 +1,72 @@
+"""What a worker does with an order: the only place where launching meets training and evaluation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from harness.launch.work import Order, Result
+from harness.launch.worker import Progress
+from harness.store.layout import Folder
+
+if TYPE_CHECKING:
+    from harness.train.numerics import Numerics
+
+
+def perform(order: Order, progress: Progress) -> Result:
+    """Prepare a base, train a segment or evaluate a state, as the order says."""
+    folder = Folder(order.folder)
+    if order.kind == "base":
+        return _base(folder, order)
+    if order.kind == "train":
+        return _train(folder, order, progress)
+    return _evaluate(folder, order, progress)
+
+
+def _base(folder: Folder, order: Order) -> Result:
+    from harness.train.base import prepare_base
+
+    _numerics(order)
+    prepare_base(folder, order.state)
+    return Result("prepared")
+
+
+def _train(folder: Folder, order: Order, progress: Progress) -> Result:
+    from harness.launch import failures
+    from harness.train.segment import TrainSettings, train_segment
+
+    settings = TrainSettings(
+        numerics=_numerics(order),
+        checkpoint_every=order.settings["checkpoint_every"],
+        keep=order.settings["keep"],
+        stop_after_steps=None,
+        code=order.settings["code"],
+    )
+    outcome = train_segment(folder, order.state, settings, progress, order.detail["start"])
+    if outcome.kind == "fenced":
+        return Result("failed", failures.FENCED)
+    return Result(outcome.kind)
+
+
+def _evaluate(folder: Folder, order: Order, progress: Progress) -> Result:
+    from harness.evals import EvalSettings, EvalTask, evaluate_state
+
+    _numerics(order)
+    tasks = [EvalTask.from_json(task) for task in order.detail["tasks"]]
+    evaluate_state(folder, order.state, tasks, EvalSettings(**order.settings["evaluation"]), progress)
+    return Result("evaluated")
+
+
+def _numerics(order: Order) -> Numerics:
+    wanted: dict[str, Any] = {name: order.settings[name] for name in ("device", "threads", "micro_batch")}
+    return _fixed(**wanted)
+
+
+@lru_cache(maxsize=1)
+def _fixed(device: str, threads: int, micro_batch: int | None) -> Numerics:
+    """This process's numerics, set once: a worker serves one class."""
+    from harness.train.numerics import Numerics, set_threads
+
+    numerics = Numerics.resolve(device, threads, micro_batch)
+    set_threads(numerics)
+    return numerics

@@ -1,0 +1,47 @@
+"""Files that the command line reads or writes beside the results: curves, and the call that a folder answers."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from harness.launch.run import Options
+from harness.launch.status import read_plan
+from harness.plan import curves
+from harness.store.layout import Folder
+from harness.study.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.study import Study
+
+
+def write_curves(study: Study, path: Path, every: int) -> None:
+    """One row per (arm, optimizer update) as CSV. Raises UserError when the file cannot be written."""
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(curves.header(study))
+            writer.writerows(curves.rows(study, study.arms, every))
+    except OSError as error:
+        raise UserError(f"--curves: {path} cannot be written ({error.strerror})") from None
+
+
+def evaluation_options(
+    root: Path, suites: Sequence[str], executor: Literal["local", "debug"], jobs: int | None
+) -> Options:
+    """The call that evaluates a results folder: its own study, with more suites. Raises UserError without one."""
+    plan = read_plan(Folder(root))
+    asked = plan.get("asked")
+    if not isinstance(asked, dict):
+        raise UserError(f"{root / 'plan.json'} does not say which study it belongs to; `ablate run` writes it anew.")
+    study = Path(os.path.normpath(root / asked["file"]))
+    if not study.is_file():
+        raise UserError(f"the study of {root} was {study}, which is not there any more.")
+    overrides = list(asked["set"])
+    if suites:
+        wanted = list(dict.fromkeys([*plan["eval"]["suites"], *suites]))
+        overrides.append(f"eval.suites=[{', '.join(wanted)}]")
+    return Options(study, root, tuple(overrides), executor, jobs, bool(plan["share"]), train=False)

@@ -1,0 +1,119 @@
+"""Which item of work is next: parents before children, training before evaluation, the longest remaining path first.
+
+Pure bookkeeping, one for every executor. A failed item takes its descendants with it and nothing else; a diverged one
+makes its descendants unreachable, which is a result and not a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+from harness.launch.work import MAKES_STATE, Failure, Result, Work
+
+
+class Queue:
+    """Items, the states that they wait for, and how each ended.
+
+    available: states that are there already. diverged: states that will never be there.
+    """
+
+    def __init__(self, items: Sequence[Work], available: Collection[str] = (), diverged: Collection[str] = ()) -> None:
+        self.items = {item.id: item for item in items}
+        self.results: dict[str, Result] = {}
+        self.running: dict[str, Work] = {}
+        self._order = {item.id: place for place, item in enumerate(items)}
+        self._made_by = {item.makes: item for item in items if item.makes is not None}
+        self._waiting: dict[str, list[Work]] = {}
+        self._ready: list[Work] = []
+        there = set(available)
+        for item in items:
+            if item.needs is None or (item.needs in there and item.needs not in self._made_by):
+                self._ready.append(item)
+            else:
+                self._waiting.setdefault(item.needs, []).append(item)
+        self._remaining = self._longest_paths(items)
+        for state in [state for state in self._waiting if state not in self._made_by]:
+            self._give_up(state, state in diverged, f"the state {state[:12]} that it starts from is not there")
+
+    def take(
+        self, after: Work | None = None, busy_elsewhere: Callable[[Work], bool] = lambda item: False
+    ) -> Work | None:
+        """The next item for a worker that has just done `after`, None when nothing may start now.
+
+        A child of what the worker has just made is preferred among equals. Items that another process is at work on
+        (`busy_elsewhere`) stay in the queue.
+        """
+        made = after.makes if after is not None else None
+        for item in sorted(self._ready, key=lambda item: self._rank(item, made)):
+            if not busy_elsewhere(item):
+                self._ready.remove(item)
+                self.running[item.id] = item
+                return item
+        return None
+
+    def settle(self, item: Work, result: Result) -> None:
+        """Record how a running item ended, and release or give up what waits for it."""
+        self.running.pop(item.id, None)
+        self.results[item.id] = result
+        if item.makes is None or result.outcome == "stopped":
+            return
+        if result.outcome in MAKES_STATE:
+            self._ready += self._waiting.pop(item.makes, [])
+        else:
+            self._give_up(item.makes, result.outcome == "diverged", f"{item.name} failed before it")
+
+    @property
+    def ready(self) -> list[Work]:
+        """Items that may start now, the next one first."""
+        return sorted(self._ready, key=lambda item: self._rank(item, None))
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is running and nothing can start any more."""
+        return not self._ready and not self.running
+
+    @property
+    def unsettled(self) -> list[Work]:
+        """Items without a result, in the order given: what a stop has left to do."""
+        return [item for name, item in self.items.items() if name not in self.results]
+
+    def _rank(self, item: Work, made: str | None) -> tuple[bool, int, bool, int]:
+        child = made is not None and item.needs == made
+        return (item.kind == "evaluate", -self._remaining[item.id], not child, self._order[item.id])
+
+    def _give_up(self, state: str, diverged: bool, reason: str) -> None:
+        lost = self._waiting.pop(state, [])
+        while lost:
+            item = lost.pop()
+            result = Result("unreachable") if diverged else Result("blocked", Failure("parent", reason))
+            self.results[item.id] = result
+            if item.makes is not None:
+                lost += self._waiting.pop(item.makes, [])
+
+    def _longest_paths(self, items: Sequence[Work]) -> dict[str, int]:
+        """Tokens from the start of each item to the end of the longest chain that begins with it."""
+        remaining: dict[str, int] = {}
+        beyond: dict[str, int] = {}  # state -> longest chain that starts from it
+        for item in reversed(_parents_first(items)):
+            length = item.tokens + (beyond.get(item.makes, 0) if item.makes is not None else 0)
+            remaining[item.id] = length
+            if item.needs is not None:
+                beyond[item.needs] = max(beyond.get(item.needs, 0), length)
+        return remaining
+
+
+def _parents_first(items: Sequence[Work]) -> list[Work]:
+    children: dict[str, list[Work]] = {}
+    made = {item.makes for item in items if item.makes is not None}
+    ordered: list[Work] = []
+    for item in items:
+        if item.needs in made and item.needs is not None:
+            children.setdefault(item.needs, []).append(item)
+        else:
+            ordered.append(item)
+    for item in ordered:  # grows while it is walked: each item brings its children
+        if item.makes is not None:
+            ordered += children.get(item.makes, [])
+    if len(ordered) != len(items):
+        raise ValueError("the items wait for each other in a circle")
+    return ordered

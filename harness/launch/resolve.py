@@ -1,0 +1,124 @@
+"""What the base and the sources are: read from manifests, or found out and written there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.plan.science import Identities
+from harness.store import manifests
+from harness.store.layout import Folder
+
+if TYPE_CHECKING:
+    from harness.evals.settings import EvalSettings, EvalTask
+    from harness.study import Study
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Manifests that hold for a study; what has none is missing here and unresolved in `identities`."""
+
+    base: Mapping[str, Any] | None
+    sources: Mapping[str, Mapping[str, Any]]
+    identities: Identities
+
+
+def known(study: Study, folder: Folder) -> Resolved:
+    """What the folder's manifests say, as far as they were made for what the study declares. Reads nothing else."""
+    base = manifests.read_base(folder)
+    if base is not None and base.get("asked") != _asked(study):
+        base = None
+    sources = {} if base is None else _known_sources(study, folder, base["tokenizer"]["identity"])
+    return _resolved(study, base, sources)
+
+
+def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolved:
+    """Find out what is not known yet and write its manifest. Unchanged files are not read again.
+
+    note: called with a line for a person. Raises UserError for a base or a source that cannot be read.
+    """
+    from harness.data import resolve_sources, resolve_tokenizer
+
+    earlier = manifests.read_base(folder)
+    tokenizer = resolve_tokenizer(study, earlier and earlier["tokenizer"], note)
+    if earlier is not None and earlier["tokenizer"] == tokenizer and _still_holds(study, earlier):
+        base = earlier
+    else:
+        note("looking at the base")
+        from harness.train.base import describe_base  # imports torch: not for a run that finds everything done
+
+        treatment = study.arms[0].treatment
+        found = describe_base(treatment.base, study.path.absolute().parent, tokenizer, earlier)
+        manifests.write_base(folder, {**found, "asked": _asked(study)})
+        base = manifests.read_base(folder) or found
+    return _resolved(study, base, resolve_sources(study, base, folder, note))
+
+
+def _asked(study: Study) -> dict[str, Any]:
+    """What the study declares of its base, as JSON: a manifest holds for this and nothing else."""
+    base = study.arms[0].treatment.base
+    declared = {"model": base.model, "tokenizer": base.tokenizer, "optimizer": base.optimizer}
+    plain: dict[str, Any] = json.loads(json.dumps(declared, default=dict))
+    return plain
+
+
+def _still_holds(study: Study, manifest: Mapping[str, Any]) -> bool:
+    """Whether the manifest is of the declared base and its files have the sizes and times that they had."""
+    if manifest.get("asked") != _asked(study):
+        return False
+    here = study.path.absolute().parent / Path(str(manifest["asked"]["model"].get("path", ""))).expanduser()
+    if manifest["kind"] in ("folder", "gguf") and str(here.resolve()) != manifest["location"]:
+        return False
+    try:
+        return all(_stamp(file["path"]) == (file["size"], file["mtime_ns"]) for file in manifest["files"])
+    except OSError:
+        return False
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _known_sources(study: Study, folder: Folder, tokenizer: str) -> dict[str, Mapping[str, Any]]:
+    from harness.data.sources import declared_sources
+
+    found: dict[str, Mapping[str, Any]] = {}
+    for name, source in declared_sources(study).items():
+        manifest = manifests.read_source(folder, name)
+        share = source.held_out
+        declared = {**source.declared, "held_out": f"{share.numerator}/{share.denominator}"}
+        if manifest is not None and manifest["declared"] == declared and manifest["tokenizer"] == tokenizer:
+            found[name] = manifest
+    return found
+
+
+def _resolved(study: Study, base: Mapping[str, Any] | None, sources: Mapping[str, Mapping[str, Any]]) -> Resolved:
+    identities = Identities(
+        weights=None if base is None else base["identity"],
+        tokenizer=None if base is None else base["tokenizer"]["identity"],
+        sources={name: sources[name]["identity"] if name in sources else None for name in study.sources},
+        declared_sources={
+            name: source.model_dump(mode="json", exclude_none=True) for name, source in study.sources.items()
+        },
+    )
+    return Resolved(base, sources, identities)
+
+
+def evaluation_settings(study: Study) -> EvalSettings:
+    """How the study evaluates every arm."""
+    from harness.evals.suites import study_settings
+
+    longest = max(stage.context.length for arm in study.arms for stage in arm.treatment.stages)
+    launch = study.spec.launch
+    return study_settings(study.spec.eval, longest, launch.device, launch.threads)
+
+
+def evaluation_tasks(study: Study, resolved: Resolved) -> list[EvalTask]:
+    """Every task that the study evaluates, with its key; held-out tasks of resolved sources only."""
+    from harness.evals.suites import resolve_tasks
+
+    return resolve_tasks(study.spec.eval, resolved.sources, evaluation_settings(study), study.path.parent)

@@ -1,0 +1,214 @@
+"""`ablate status`: how every run stands, from markers and metrics; a process list says nothing of training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.launch.progress import duration, tokens
+from harness.plan.render import table
+from harness.store import attempts, evaluations, metrics, states
+from harness.store.atomic import read_json
+from harness.store.layout import Folder, StateFolder
+from harness.store.markers import Damaged
+from harness.store.states import Done
+from harness.study.errors import UserError
+
+SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silent
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run. state: done, diverged, failed, damaged, training, stopped, silent, evaluating, waiting.
+
+    detail: why, or how far. tokens, of: of the path. eta: seconds of training left of the running segment's path.
+    """
+
+    name: str
+    state: str
+    detail: str
+    tokens: int
+    of: int
+    step: int | None
+    tokens_per_second: float | None
+    loss: float | None
+    eta: float | None
+    attempts: int
+    checkpoint: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """What a segment's folder says."""
+
+    state: str
+    detail: str
+    tokens: int
+    row: Mapping[str, Any] | None
+    attempts: int
+    checkpoint: int | None
+
+
+def read_plan(folder: Folder) -> dict[str, Any]:
+    """plan.json. Raises UserError when `folder` is no results folder."""
+    try:
+        plan = read_json(folder.plan_json)
+    except (OSError, ValueError):
+        raise UserError(
+            f"{folder.root} is not a results folder: it has no readable plan.json. "
+            "`ablate run STUDY.yaml -o DIR` makes one."
+        ) from None
+    if not isinstance(plan, dict):
+        raise UserError(f"{folder.plan_json} holds no JSON object; `ablate run` writes it anew.")
+    return plan
+
+
+def status(folder: Folder) -> list[RunStatus]:
+    """Every run of the plan, in its order."""
+    plan = read_plan(folder)
+    seen: dict[str, _Segment] = {}
+    bounds = {segment["id"]: segment for segment in plan["segments"]}
+    return [_run(folder, plan, run, bounds, seen) for run in plan["runs"]]
+
+
+def _run(
+    folder: Folder,
+    plan: Mapping[str, Any],
+    run: Mapping[str, Any],
+    bounds: Mapping[str, Mapping[str, Any]],
+    seen: dict[str, _Segment],
+) -> RunStatus:
+    path = run["path"]
+    for name in path:
+        if name not in seen:
+            seen[name] = _segment(folder.state(name), bounds[name])
+    segments = [seen[name] for name in path]
+    last = _telling(segments)
+    of = int(bounds[path[-1]]["tokens_to"])
+    state, detail = last.state, last.detail
+    if segments[-1].state == "done":
+        last = segments[-1]
+        state, detail = _evaluated(folder, plan, run)
+    rate = last.row.get("tokens_per_second") if last.row is not None and state == "training" else None
+    reached = of if segments[-1].state == "done" else last.tokens
+    return RunStatus(
+        name=run["name"],
+        state=state,
+        detail=detail,
+        tokens=reached,
+        of=of,
+        step=None if last.row is None else int(last.row["step"]),
+        tokens_per_second=rate,
+        loss=None if last.row is None else last.row.get("loss"),
+        eta=(of - reached) / rate if rate else None,
+        attempts=sum(segment.attempts for segment in segments),
+        checkpoint=max((s.checkpoint for s in segments if s.checkpoint is not None), default=None),
+    )
+
+
+def _telling(segments: list[_Segment]) -> _Segment:
+    """The segment that says how its run stands: the last one that anything was done at, when the end is not there."""
+    if segments[-1].state == "done":
+        return segments[-1]
+    worked_at = [segment for segment in segments if segment.state not in ("waiting", "done")]
+    if worked_at:
+        return worked_at[-1]
+    done = [segment for segment in segments if segment.state == "done"]
+    reached = done[-1] if done else segments[0]
+    return _Segment("waiting", "", reached.tokens if done else 0, reached.row, 0, reached.checkpoint)
+
+
+def _segment(state: StateFolder, bounds: Mapping[str, Any]) -> _Segment:
+    numbers = state.attempt_numbers()
+    row = metrics.last_row(state)
+    checkpoint = max(state.checkpoint_tokens(), default=None)
+    tokens_now = int(row["tokens"]) if row is not None else int(bounds["tokens_from"])
+    try:
+        done: Done | None = states.verify_state(state, contents=False)
+    except Damaged as reason:
+        return _Segment("damaged", str(reason), tokens_now, row, len(numbers), checkpoint)
+    if done is not None:
+        outcome = "diverged" if done.outcome == "diverged" else "done"
+        detail = f"at step {done.step}" if done.outcome == "diverged" else ""
+        return _Segment(outcome, detail, done.tokens, row, len(numbers), checkpoint)
+    word, detail = _at_work(state, numbers, row, bounds)
+    return _Segment(word, detail, tokens_now, row, len(numbers), checkpoint)
+
+
+def _at_work(
+    state: StateFolder, numbers: list[int], row: Mapping[str, Any] | None, bounds: Mapping[str, Any]
+) -> tuple[str, str]:
+    """How a segment without a marker stands, and its detail."""
+    if not numbers:
+        return "waiting", ""
+    ended = attempts.read_exit(state, numbers[-1])
+    if ended is not None:
+        if ended["outcome"] == "failed":
+            return "failed", f"{ended.get('failure', 'error')}: {ended.get('error', '')}"
+        return "stopped", _progress(row, bounds)
+    env = attempts.read_env(state, numbers[-1]) or {}
+    here = attempts.process_identity()["host"] == env.get("host")
+    if here and attempts.process_start(int(env.get("pid", 0))) != env.get("started"):
+        return "failed", "killed: its process is gone without a word"
+    begun = (state.attempt(numbers[-1]) / "env.json").stat().st_mtime if env else 0.0
+    quiet = time.time() - max(begun, float(row["time"]) if row is not None else 0.0)
+    if quiet > SILENT_SECONDS:
+        return "silent", f"nothing for {duration(quiet)}"
+    return "training", _progress(row, bounds)
+
+
+def _progress(row: Mapping[str, Any] | None, bounds: Mapping[str, Any]) -> str:
+    start, end = int(bounds["tokens_from"]), int(bounds["tokens_to"])
+    reached = max(start, int(row["tokens"])) if row is not None else start
+    return f"{bounds['stage']} {(reached - start) / (end - start):.0%}"
+
+
+def _evaluated(folder: Folder, plan: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
+    """Whether a trained run has all its evaluations."""
+    wanted, there = 0, 0
+    labels = {item["point"] for item in plan["evals"] if item["point"].startswith(run["name"] + "@")}
+    for point in run["points"]:
+        if f"{run['name']}@{point['label']}" not in labels:
+            continue
+        done = states.read_done(folder.state(point["segment"] or run["base"]))
+        for task in plan["tasks"]:
+            wanted += 1
+            weights = None if done is None else done.weights
+            there += weights is not None and _has(folder, weights, task["key"])
+    return ("done", "") if there == wanted else ("evaluating", f"{there} of {wanted} tasks")
+
+
+def _has(folder: Folder, weights: str, key: str) -> bool:
+    return evaluations.exists(folder, weights, key)
+
+
+def text(runs: list[RunStatus], width: int = 80) -> str:
+    """A line per run in `width` columns."""
+    rows = [["run", "state", "step", "tok/s", "loss", "ETA", "tries", "ckpt"]]
+    for run in runs:
+        rows.append(
+            [
+                run.name,
+                run.state + (f" ({run.detail})" if run.detail else ""),
+                "" if run.step is None else str(run.step),
+                "" if run.tokens_per_second is None else tokens(run.tokens_per_second),
+                "" if run.loss is None else f"{run.loss:.3f}",
+                "" if run.eta is None else duration(run.eta),
+                str(run.attempts),
+                "" if run.checkpoint is None else tokens(run.checkpoint),
+            ]
+        )
+    counts: dict[str, int] = {}
+    for run in runs:
+        counts[run.state] = counts.get(run.state, 0) + 1
+    summary = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    return table(rows, right=[2, 3, 4, 5, 6, 7], width=width) + f"\n{len(runs)} runs: {summary}"
+
+
+def to_json(folder: Folder, runs: list[RunStatus]) -> dict[str, Any]:
+    return {"folder": str(folder.root), "runs": [run.to_json() for run in runs]}

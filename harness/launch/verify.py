@@ -1,0 +1,167 @@
+"""`ablate verify`: is all in a results folder what it was, and does a run trained alone give the same weights?"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.launch import code
+from harness.launch.executor import Executor, Job
+from harness.launch.local import LocalExecutor
+from harness.launch.logs import states_of
+from harness.launch.progress import Shown, Silent, listener_for
+from harness.launch.queue import Queue
+from harness.launch.status import read_plan
+from harness.launch.stop import Stop
+from harness.launch.work import Work
+from harness.plan.canonical import digest
+from harness.store import attempts, checkpoints, evaluations, states
+from harness.store.layout import Folder
+from harness.store.markers import MARKER, Damaged, read_marked, verify_files
+from harness.study.errors import UserError
+
+
+def damage(folder: Folder) -> tuple[int, list[str]]:
+    """Hash every file that a marker speaks for. How many markers were checked, and a sentence for each damage."""
+    read_plan(folder)
+    checked = 0
+    found: list[str] = []
+    for state in folder.all_states():
+        for check in (lambda state=state: states.verify_state(state), *_checkpoint_checks(state)):
+            checked += 1
+            try:
+                check()
+            except Damaged as reason:
+                if str(reason) not in found:
+                    found.append(str(reason))
+    for marker in sorted(folder.evals.glob(f"*/*/{MARKER}")):
+        checked += 1
+        try:
+            verify_files(marker.parent, read_marked(marker, evaluations.SCHEMA)["files"])
+        except Damaged as reason:
+            found.append(str(reason))
+    return checked, found
+
+
+def _checkpoint_checks(state: Any) -> list[Any]:
+    return [lambda tokens=tokens: checkpoints.verify(state.checkpoint(tokens)) for tokens in state.checkpoint_tokens()]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A state of the run: its weights in the results folder and when the run was trained alone."""
+
+    label: str
+    tokens: int
+    there: str | None
+    alone: str | None
+
+    @property
+    def equal(self) -> bool:
+        return self.there is not None and self.there == self.alone
+
+
+def retrain(
+    folder: Folder, run: str, scratch: Path, executor: Executor, settings: Mapping[str, Any], listener: Silent
+) -> list[Point]:
+    """Train one run alone in `scratch`, its path uncut but for its points, and compare the weights at each.
+
+    settings: the numerics to train with; equal weights can only be expected at equal numerics.
+    """
+    planned = next((item for item in read_plan(folder)["runs"] if item["name"] == run), None)
+    if planned is None:
+        states_of(folder, run)  # raises, with the nearest name
+        raise AssertionError("unreachable")
+    alone = Folder(scratch)
+    shutil.copytree(folder.manifests, alone.manifests, dirs_exist_ok=True)
+    items = _copied(folder, alone, planned)
+    queue = Queue(items)
+    with Stop() as stop, Shown(listener, items):
+        executor.run(Job(alone, queue, settings), listener, stop)
+    failed = [result.failure for result in queue.results.values() if result.failure is not None]
+    if stop.signal is not None or failed:
+        raise UserError(f"{run} could not be trained again: {failed[0] if failed else 'stopped'}")
+    return [
+        Point(
+            point["label"],
+            point["tokens"],
+            _weights(folder, point["segment"] or planned["base"]),
+            _weights(alone, _alias(planned, point)),
+        )
+        for point in planned["points"]
+    ]
+
+
+def _copied(folder: Folder, alone: Folder, run: Mapping[str, Any]) -> list[Work]:
+    """The run's base and segments under names of their own, so that nothing of the results is taken for theirs."""
+    items: list[Work] = []
+    renamed: dict[str, str] = {}
+    for name in (run["base"], *run["path"]):
+        try:
+            segment = states.read_segment(folder.state(name))
+        except (FileNotFoundError, Damaged):
+            raise UserError(f"{run['name']} is not whole in {folder.root}; bring it there with `ablate run`.") from None
+        renamed[name] = name if segment["kind"] == "base" else digest([name, run["name"]])
+        own = renamed[name]
+        parent = segment["parent"] and renamed[segment["parent"]]
+        states.write_segment(alone.state(own), {**segment, "id": own, "parent": parent})
+        kind: Any = segment["kind"]
+        tokens = int(segment["tokens_to"]) - int(segment["tokens_from"])
+        items.append(Work(kind, own, parent, tokens, f"{segment['stage']} of {run['name']}", {"start": []}))
+    return items
+
+
+def _alias(run: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    return str(run["base"]) if point["segment"] is None else digest([point["segment"], run["name"]])
+
+
+def _weights(folder: Folder, state: str) -> str | None:
+    try:
+        done = states.read_done(folder.state(state))
+    except Damaged:
+        return None
+    return None if done is None else done.weights
+
+
+def numerics_of(folder: Folder, run: str) -> dict[str, Any]:
+    """The numerics of the run's newest attempt, as settings of an order. Raises UserError when it never ran."""
+    for state in reversed(states_of(folder, run)):
+        for number in reversed(state.attempt_numbers()):
+            env = attempts.read_env(state, number)
+            if env is not None and "numerics" in env:
+                recorded = env["numerics"]
+                return {
+                    "device": recorded["device"],
+                    "threads": recorded["threads"],
+                    "micro_batch": recorded["micro_batch"],
+                    "checkpoint_every": None,
+                    "keep": "last",
+                    "code": code.provenance(),
+                }
+    raise UserError(f"{run} was never trained in {folder.root}, so there is nothing to compare with.")
+
+
+def alone(folder: Folder, run: str, quiet: bool) -> list[Point]:
+    """`retrain` with worker processes, in a scratch folder that is removed, at the numerics that the run had."""
+    settings = numerics_of(folder, run)
+    with tempfile.TemporaryDirectory(prefix="ablate-verify-") as scratch:
+        executor = LocalExecutor(1, settings["threads"])
+        return retrain(folder, run, Path(scratch), executor, settings, listener_for(quiet))
+
+
+def points_json(run: str, points: Sequence[Point]) -> dict[str, Any]:
+    return {"run": run, "equal": all(point.equal for point in points), "points": [asdict(point) for point in points]}
+
+
+def lines(points: Sequence[Point]) -> list[str]:
+    """A line per point."""
+    said = []
+    for point in points:
+        verdict = "equal" if point.equal else ("not there" if point.there is None else "DIFFERENT")
+        shown = (point.there or "-")[:16]
+        said.append(f"{point.label} ({point.tokens:,} tokens): {verdict}, {shown}, alone {(point.alone or '-')[:16]}")
+    return said

@@ -1,0 +1,225 @@
+"""What must fit between the blocks of a study: names, sources, seeds, evaluation, comparison, launch."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.study.errors import Mistake, nearest
+from harness.study.mixtures import PROPORTIONAL
+from harness.study.schema import CompareSpec, EvalSpec, HeldOutSpec, SeedsSpec, SourceSpec, StudySpec
+from harness.study.treatment import SeedSet, Stage
+from harness.study.units import UnitError, parse_every
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+SUITE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)@[1-9][0-9]*")
+MAX_NAME = 100
+# Names that mean something else where the name is used: rows of the report, `eval.at`, an absorb rule.
+RESERVED = {
+    "arm": ("default", "base"),
+    "stage": ("base", "end", "every", "rest"),
+    "source": (PROPORTIONAL, "mixture"),
+}
+_GENERATED = ("documents", "seed", "distance")
+PARAMETERS: Mapping[str, Mapping[str, Any]] = {  # of the built-in sources, with their defaults
+    "arithmetic": {"documents": 20_000, "seed": 0},
+    "passages": {"documents": 2_000, "seed": 0, "distance": [200, 1200]},
+    "python_code": {},
+    "python_docs": {},
+}
+
+
+def check_name(kind: str, name: str, path: Sequence[str | int]) -> None:
+    """A name becomes a folder and a part of paths, so it is plain. Raises Mistake."""
+    article = "an" if kind == "arm" else "a"
+    if not NAME.fullmatch(name):
+        rule = "expected letters, digits, `.`, `_` and `-`, beginning with none of `.` and `-`"
+        raise Mistake(path, f"`{name}` cannot name {article} {kind}; {rule}", at_key=kind != "study")
+    if len(name) > MAX_NAME:
+        raise Mistake(path, f"the name has {len(name)} characters; expected at most {MAX_NAME}", at_key=kind != "study")
+    if name in RESERVED.get(kind, ()) or (kind == "stage" and name.isdigit()):
+        raise Mistake(path, f"`{name}` is reserved and cannot name {article} {kind}; expected another", at_key=True)
+
+
+def check_names(spec: StudySpec) -> None:
+    """Names of the study, its sources, stages and cases. Raises Mistake."""
+    check_name("study", spec.study, ("study",))
+    for name in spec.sources:
+        check_name("source", name, ("sources", name))
+    for name in spec.stages:
+        check_name("stage", name, ("stages", name))
+    for index, item in enumerate(spec.ablate):
+        for name in item.cases or ():
+            check_name("arm", name, ("ablate", index, "cases", name))
+
+
+def resolve_source(name: str, source: SourceSpec) -> SourceSpec:
+    """A source with the parameters of its built-in kind filled in. Raises Mistake for parameters of another kind."""
+    path = ("sources", name)
+    if (source.builtin is None) == (source.files is None):
+        both = "holds `builtin` and `files`" if source.builtin else "says nowhere where its text comes from"
+        raise Mistake(path, f"{both}; expected one of builtin, files")
+    own = PARAMETERS[source.builtin] if source.builtin else {"text": "text"}
+    of = f"`{source.builtin}`" if source.builtin else "a source of files"
+    for key in (*_GENERATED, "text"):
+        if getattr(source, key) is not None and key not in own:
+            raise Mistake((*path, key), f"{of} takes no `{key}`; {nearest(key, own)}", at_key=True)
+    if source.distance and source.distance[0] > source.distance[1]:
+        raise Mistake((*path, "distance"), f"{source.distance} runs backwards; expected the smaller number first")
+    missing = {key: value for key, value in own.items() if getattr(source, key) is None}
+    return source.model_copy(update=missing)
+
+
+def resolve_seeds(seeds: SeedsSpec, stages: Sequence[str], from_scratch: bool) -> tuple[SeedSet, ...]:
+    """The replicates. Undeclared seeds are 1; none declared is one replicate named `s1`. Raises Mistake."""
+    _check_seeds(seeds, stages, from_scratch)
+    init, data = seeds.init or [1], seeds.data or [1]
+    pairs = zip(init, data, strict=True) if seeds.pair == "zip" else itertools.product(init, data)
+    return tuple(
+        SeedSet(_seed_name(seeds, one_init, one_data), one_init, one_data, seeds.from_) for one_init, one_data in pairs
+    )
+
+
+def _check_seeds(seeds: SeedsSpec, stages: Sequence[str], from_scratch: bool) -> None:
+    for key in ("init", "data"):
+        listed = getattr(seeds, key) or []
+        _check_unique(listed, ("seeds", key))
+    if seeds.init and not from_scratch:
+        raise Mistake(("seeds", "init"), "changes nothing: the base has weights; expected only `data` seeds", True)
+    if seeds.pair == "zip" and len(seeds.init or [1]) != len(seeds.data or [1]):
+        counts = f"{len(seeds.init or [1])} init and {len(seeds.data or [1])} data seeds"
+        raise Mistake(("seeds", "pair"), f"zip pairs {counts}; expected equally many")
+    if seeds.from_ is None:
+        return
+    if seeds.from_ not in stages:
+        raise Mistake(("seeds", "from"), f"there is no stage `{seeds.from_}`; {nearest(seeds.from_, stages)}")
+    if seeds.from_ == stages[0]:
+        later = nearest("", stages[1:])
+        raise Mistake(("seeds", "from"), f"`{seeds.from_}` is the first stage, so nothing is shared before it; {later}")
+    if not seeds.data:
+        raise Mistake(("seeds", "from"), "changes the data seed from that stage on; expected `data` seeds beside it")
+    if len(seeds.init or ()) > 1:
+        raise Mistake(("seeds", "init"), "several of them leave no trunk to share; expected one, or no `seeds.from`")
+
+
+def _seed_name(seeds: SeedsSpec, init: int, data: int) -> str:
+    parts = [f"i{init}"] * bool(seeds.init) + [f"d{data}"] * bool(seeds.data)
+    return "-".join(parts) or "s1"
+
+
+def _check_unique(values: Sequence[Any], path: tuple[str, ...]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise Mistake((*path, index), f"{value} is listed twice; expected it once")
+
+
+def check_eval(spec: EvalSpec, declared: bool, stages: Sequence[str]) -> None:
+    """Suites, points and windows. Raises Mistake."""
+    _check_suites(spec.suites)
+    _check_unique(spec.tasks, ("eval", "tasks"))
+    _check_unique(spec.at, ("eval", "at"))
+    _check_points(spec.at, stages)
+    if not (spec.suites or spec.tasks or isinstance(spec.held_out, HeldOutSpec)):
+        if declared:
+            raise Mistake(("eval",), "names nothing to evaluate; expected suites, tasks or held_out")
+        return
+    if spec.max_length is None:
+        raise Mistake(("eval", "max_length"), "is missing; expected positions, the same for every arm, such as 2048")
+    if isinstance(spec.held_out, HeldOutSpec) and spec.held_out.window > spec.max_length:
+        message = f"{spec.held_out.window} is longer than eval.max_length; expected at most {spec.max_length}"
+        raise Mistake(("eval", "held_out", "window"), message)
+
+
+def _check_suites(suites: Sequence[str]) -> None:
+    names: dict[str, str] = {}
+    for index, suite in enumerate(suites):
+        match = SUITE.fullmatch(suite)
+        if not match:
+            message = f"`{suite}` is not a suite; expected name@version such as {suite.partition('@')[0] or 'base'}@1"
+            raise Mistake(("eval", "suites", index), message)
+        if match[1] in names:
+            raise Mistake(
+                ("eval", "suites", index), f"`{suite}` stands beside `{names[match[1]]}`; expected one version"
+            )
+        names[match[1]] = suite
+
+
+def _check_points(points: Sequence[str], stages: Sequence[str]) -> None:
+    intervals = 0
+    for index, point in enumerate(points):
+        path = ("eval", "at", index)
+        try:
+            every = parse_every(point)
+        except UnitError as error:
+            raise Mistake(path, str(error)) from None
+        if every is None:
+            if point not in ("base", "end", *stages):
+                valid = nearest(point, ("base", "end", *stages, "every 1B"))
+                raise Mistake(path, f"`{point}` is no point of training; {valid}")
+            continue
+        intervals += 1
+        if every.about or every.value < 1:
+            raise Mistake(path, f"`{point}` is no exact interval; expected whole batches, such as every 2^30")
+        if intervals > 1:
+            raise Mistake(path, f"`{point}` is a second interval; expected one `every`")
+
+
+def check_compare(spec: CompareSpec, arms: Iterable[str], study: StudySpec) -> None:
+    """Arms and metrics that a comparison names. Raises Mistake."""
+    names = dict.fromkeys(arms)
+    for key in ("baseline", "control"):
+        arm = getattr(spec, key)
+        if arm is not None and arm not in names:
+            raise Mistake(("compare", key), f"there is no arm `{arm}`; {nearest(arm, names)}")
+    for arm in spec.allow:
+        if arm not in names:
+            raise Mistake(("compare", "allow", arm), f"there is no arm `{arm}`; {nearest(arm, names)}", at_key=True)
+    _check_unique(spec.primary, ("compare", "primary"))
+    for index, metric in enumerate(spec.primary):
+        _check_metric(metric, study, ("compare", "primary", index))
+
+
+def _check_metric(metric: str, study: StudySpec, path: tuple[str | int, ...]) -> None:
+    first, _, rest = metric.partition(".")
+    if first == "bpb":
+        if study.eval.held_out == "none":
+            raise Mistake(path, f"`{metric}` needs held-out text; expected `eval.held_out: {{window: ...}}`")
+        if rest not in study.sources:
+            raise Mistake(path, f"there is no source `{rest}`; {nearest(rest, study.sources)}")
+        if study.sources[rest].held_out == 0:
+            raise Mistake(path, f"`{rest}` holds nothing out; expected `sources.{rest}.held_out` above 0")
+        return
+    suites = [suite.partition("@")[0] for suite in study.eval.suites]
+    if not study.eval.tasks and (first not in suites or not rest):
+        valid = nearest(metric, [f"{suite}.average" for suite in suites] + [f"bpb.{name}" for name in study.sources])
+        raise Mistake(path, f"`{metric}` is not measured; {valid} A suite's tasks are named suite.task.metric.")
+
+
+def stage_check(spec: StudySpec) -> Callable[[Stage, int], None]:
+    """A check of what is the same for every arm against one stage that starts at a token. It raises Mistake."""
+    micro_batch, every = spec.launch.micro_batch, spec.eval.every
+    where = spec.eval.at.index(next(text for text in spec.eval.at if parse_every(text))) if every else 0
+
+    def check(stage: Stage, start: int) -> None:
+        if micro_batch is not None:
+            _check_micro_batch(micro_batch, stage)
+        if every and (every % stage.batch_tokens or start % stage.batch_tokens):
+            raise Mistake(
+                ("eval", "at", where),
+                f"{every:,} tokens do not always end a batch of {stage.batch_tokens:,} in `{stage.name}`; "
+                "expected a multiple of every stage's batch",
+            )
+
+    return check
+
+
+def _check_micro_batch(micro_batch: int, stage: Stage) -> None:
+    path = ("launch", "micro_batch")
+    if stage.batch_tokens % micro_batch:
+        message = f"{micro_batch} does not divide the {stage.batch_tokens} tokens of a batch of `{stage.name}`"
+        raise Mistake(path, f"{message}; expected a divisor")
+    if micro_batch % stage.context.length:
+        message = f"{micro_batch} is not a whole number of rows of {stage.context.length} in `{stage.name}`"
+        raise Mistake(path, f"{message}; expected a multiple of every context length")

@@ -1,0 +1,235 @@
+"""A study's plain values become a `Treatment`: exact integers, exact shares, no defaults left open.
+
+The values were validated before (the study as a whole, an arm's changes one by one), so what can still be wrong is
+between fields. Arms share nearly everything, so everything is resolved once: blocks that are the same object, or
+equal as written, yield the same records, and equal stages are one `Stage` object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
+
+from harness.study.bases import resolve_base
+from harness.study.errors import Mistake
+from harness.study.lengths import Lengths
+from harness.study.merge import merge
+from harness.study.mixtures import read_mixture
+from harness.study.paths import Path
+from harness.study.schedules import Declared, read_schedule, resolve_schedule, resolve_whole
+from harness.study.schema import description_of
+from harness.study.treatment import Base, Context, LearningRate, Optimizer, Rope, Stage, Treatment
+from harness.study.units import TokenCount, parse_size, parse_tokens
+
+
+class _Parts(NamedTuple):
+    """A stage whose length and schedule are still open: they depend on the other stages."""
+
+    name: str
+    tokens: TokenCount | Literal["rest"]
+    batch_tokens: int
+    mixture: tuple[tuple[str, Fraction], ...]
+    context: Context
+    precision: Literal["fp32", "bf16-mixed"]
+    optimizer: Optimizer
+    lr: Declared | None
+
+
+class Resolver:
+    """Resolves documents of one study.
+
+    check: called once for every distinct (stage, token of its path at which it starts); may raise Mistake.
+    """
+
+    def __init__(self, sources: Sequence[str], check: Callable[[Stage, int], None]) -> None:
+        self.lengths = Lengths()
+        self._sources = list(sources)
+        self._check = check
+        self._checked: set[tuple[int, int]] = set()
+        self._read: dict[tuple[str, str, int, int], Any] = {}  # a field as inherited and as written → its record
+        self._equal: dict[Any, Any] = {}  # record → the first record that equals it
+        self._parts: dict[tuple[str, int, int], _Parts] = {}
+        self._schedules: dict[Hashable, LearningRate] = {}
+        self._stages: dict[Hashable, Stage] = {}
+        self._totals: dict[Hashable, list[int]] = {}
+        self._bases: dict[int, Base] = {}
+        self._alive: list[Any] = []  # objects whose id() is a key above must stay alive
+
+    def treatment(self, document: Mapping[str, Any]) -> Treatment:
+        """The treatment that `document` describes. Raises Mistake."""
+        base = self._base(document["base"])
+        train = document.get("train", {})
+        parts = [self._stage_parts(name, train, own) for name, own in document["stages"].items()]
+        tokens = self._lengths(parts, document.get("total"))
+        whole: LearningRate | None = None
+        if "lr" in document:
+            declared = read_schedule(document["lr"], ("lr",))
+            shape = [(part.name, length, part.batch_tokens) for part, length in zip(parts, tokens, strict=True)]
+            _check_one_schedule(parts, train)
+            whole = resolve_whole(declared, parts[0].optimizer.lr, shape, base.lr, self.lengths)
+        stages: list[Stage] = []
+        start = 0
+        for part, length in zip(parts, tokens, strict=True):
+            lr = None if whole else self._schedule(part, length, base, stages)
+            stages.append(self._stage(part, length, lr, start))
+            start += length
+        return Treatment(base, tuple(stages), whole)
+
+    def _base(self, block: Mapping[str, Any]) -> Base:
+        if (known := self._bases.get(id(block))) is None:
+            known = self._bases[id(block)] = resolve_base(block, self._sources)
+            self._alive.append(block)
+        return known
+
+    def _stage_parts(self, name: str, train: Mapping[str, Any], own: Mapping[str, Any]) -> _Parts:
+        key = (name, id(train), id(own))
+        if (known := self._parts.get(key)) is None:
+            self._alive += (train, own)
+            known = self._parts[key] = _Parts(name, *[self._field(name, field, train, own) for field in _FIELDS])
+        return known
+
+    def _field(self, name: str, field: str, train: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+        """The record of one field of a stage, with what it inherits."""
+        inherited, written = train.get(field), own.get(field)
+        key = (name, field, id(inherited), id(written))
+        if key not in self._read:
+            block = inherited if written is None else merge(inherited, written, ("train", field))
+            record = self._read_field(field, block, ("stages", name, field))
+            self._read[key] = self._equal.setdefault(record, record)
+            self._alive += (inherited, written)
+        return self._read[key]
+
+    def _read_field(self, field: str, block: Any, path: Path) -> Any:
+        if block is None:
+            if field in _DEFAULTS:
+                return _DEFAULTS[field]
+            raise missing(path)
+        return read_mixture(block, self._sources, path) if field == "mixture" else _READERS[field](block, path)
+
+    def _lengths(self, parts: Sequence[_Parts], total: Any) -> list[int]:
+        key = (total, *[(id(part.tokens), part.batch_tokens) for part in parts])
+        if (known := self._totals.get(key)) is None:
+            declared = [(part.name, part.tokens, part.batch_tokens) for part in parts]
+            known = self.lengths.of_stages(declared, None if total is None else parse_tokens(total))
+            self._totals[key] = known
+        return known
+
+    def _schedule(self, part: _Parts, tokens: int, base: Base, before: Sequence[Stage]) -> LearningRate:
+        path = ("stages", part.name, "lr")
+        if part.lr is None:
+            raise missing(path)
+        last = before[-1].lr if before else None
+        ended = last.end if last is not None else None
+        key = (path, id(part.lr), part.optimizer.lr, tokens, part.batch_tokens, not before, ended == 0, base.lr)
+        if (known := self._schedules.get(key)) is None:
+            known = resolve_schedule(
+                part.lr, path, part.optimizer.lr, tokens, part.batch_tokens, base.lr, not before, ended, self.lengths
+            )
+            known = self._schedules[key] = self._equal.setdefault(known, known)
+        return known
+
+    def _stage(self, part: _Parts, tokens: int, lr: LearningRate | None, start: int) -> Stage:
+        records = (id(part.mixture), id(part.context), id(part.optimizer), id(lr))
+        key = (part.name, tokens, part.batch_tokens, part.precision, *records)
+        if (stage := self._stages.get(key)) is None:
+            stage = self._stages[key] = Stage(
+                name=part.name,
+                tokens=tokens,
+                batch_tokens=part.batch_tokens,
+                mixture=part.mixture,
+                context=part.context,
+                precision=part.precision,
+                optimizer=part.optimizer,
+                lr=lr,
+            )
+            _check_rows(stage)
+        if (id(stage), start) not in self._checked:
+            self._checked.add((id(stage), start))
+            self._check(stage, start)
+        return stage
+
+
+def missing(path: Path) -> Mistake:
+    """A field that neither a stage nor `train` has."""
+    stage_only = path[-1] == "tokens"
+    where = "" if stage_only else " here and in `train`"
+    return Mistake(path, f"is missing{where}; expected {description_of(path)}")
+
+
+def _tokens(value: Any, path: Path) -> TokenCount | Literal["rest"]:
+    return "rest" if value == "rest" else parse_tokens(value)
+
+
+def read_context(block: Mapping[str, Any], path: Path) -> Context:
+    """Context of a stage with its defaults: documents masked, packing concat, rope as the base has it."""
+    if "length" not in block:
+        raise missing((*path, "length"))
+    return Context(
+        length=parse_size(block["length"]),
+        documents=block.get("documents", "masked"),
+        packing=block.get("packing", "concat"),
+        rope=_rope(block.get("rope", "base"), (*path, "rope")),
+    )
+
+
+def _rope(block: str | Mapping[str, Any], path: Path) -> Rope:
+    if isinstance(block, str):
+        return Rope()
+    for key in ("type", "theta"):
+        if key not in block:
+            raise Mistake((*path, key), f"is missing; expected {description_of((*path, key))}")
+    return Rope(block["type"], float(block["theta"]))
+
+
+def read_optimizer(block: Mapping[str, Any], path: Path) -> Optimizer:
+    """Optimizer of a stage with its defaults: betas 0.9 and 0.95, eps 1e-8, weight decay 0.1, clip 1."""
+    if "lr" not in block:
+        raise missing((*path, "lr"))
+    first, second = block.get("betas", (0.9, 0.95))
+    clip = block.get("clip", 1.0)
+    return Optimizer(
+        name=block.get("name", "adamw"),
+        lr=float(block["lr"]),
+        betas=(float(first), float(second)),
+        eps=float(block.get("eps", 1e-8)),
+        weight_decay=float(block.get("weight_decay", 0.1)),
+        clip=None if clip is None else float(clip),
+    )
+
+
+def _check_one_schedule(parts: Sequence[_Parts], train: Mapping[str, Any]) -> None:
+    """A schedule over all stages leaves no room for schedules, or other peaks, of single stages."""
+    for part in parts:
+        if part.lr is not None:
+            path = ("train", "lr") if "lr" in train else ("stages", part.name, "lr")
+            raise Mistake(path, "the top-level `lr` is one schedule over all stages; expected one of the two", True)
+        if part.optimizer.lr != parts[0].optimizer.lr:
+            raise Mistake(
+                ("stages", part.name, "optimizer", "lr"),
+                f"{part.optimizer.lr} differs from {parts[0].optimizer.lr} of `{parts[0].name}`; expected one peak "
+                "rate for the top-level `lr`, which is one schedule over all stages",
+            )
+
+
+def _check_rows(stage: Stage) -> None:
+    if stage.batch_tokens % stage.context.length:
+        below = stage.batch_tokens // stage.context.length * stage.context.length
+        near = [str(size) for size in (below, below + stage.context.length) if size]
+        raise Mistake(
+            ("stages", stage.name, "context", "length"),
+            f"a batch of {stage.batch_tokens} tokens is not a whole number of rows of {stage.context.length}; "
+            f"expected a length that divides it, or batch_tokens of {' or '.join(near)}",
+        )
+
+
+_FIELDS = _Parts._fields[1:]
+_DEFAULTS: Mapping[str, Any] = {"precision": "fp32", "lr": None}  # a schedule may stand at the top level instead
+_READERS: Mapping[str, Callable[[Any, Path], Any]] = {
+    "tokens": _tokens,
+    "batch_tokens": lambda value, path: parse_size(value),
+    "context": read_context,
+    "precision": lambda value, path: value,
+    "optimizer": read_optimizer,
+    "lr": read_schedule,
+}

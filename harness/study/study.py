@@ -1,0 +1,124 @@
+"""A loaded study: the file as written, its arms resolved, and a place for every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path as File
+from typing import Any
+
+from harness.study import checks
+from harness.study.algebra import DEFAULT, Candidate, expand
+from harness.study.apply import Applier
+from harness.study.document import Document, load
+from harness.study.errors import Mistake, StudyError
+from harness.study.paths import Path, dotted
+from harness.study.resolve import Resolver
+from harness.study.schema import SourceSpec, StudySpec
+from harness.study.treatment import Arm, SeedSet
+from harness.study.validate import validate
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study, resolved. Every arm's treatment holds exact numbers; equal stages are one object.
+
+    path: the study file; text: the file as written; resolved: the whole document as plain values, after include
+    and `--set`. arms: `default` first, then in the order of `ablate`. notes: what was rounded, one line each.
+    """
+
+    path: File
+    text: str
+    resolved: Mapping[str, Any]
+    spec: StudySpec
+    sources: Mapping[str, SourceSpec]
+    arms: tuple[Arm, ...]
+    seed_sets: tuple[SeedSet, ...]
+    notes: tuple[str, ...]
+    document: Document
+    candidates: Mapping[str, Candidate]
+
+    @cached_property
+    def _arms(self) -> Mapping[str, Arm]:
+        return {arm.name: arm for arm in self.arms}
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name; raises KeyError."""
+        return self._arms[name]
+
+    def error(self, mistake: Mistake, arm: str | None = None) -> StudyError:
+        """`mistake` with file, line and column. With an arm, the place is the line in `ablate` that makes the arm."""
+        candidate = self.candidates.get(arm) if arm is not None else None
+        return located(self.document, mistake, candidate)
+
+
+def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
+    """The study at `path` with `--set` overrides (`stages.decay.lr.to=0.1x`). Raises StudyError with the place."""
+    document, text = load(File(path), overrides, StudySpec)
+    try:
+        spec = validate(StudySpec, document.values, lambda mistake: _position(document, mistake))
+        checks.check_names(spec)
+        sources = {name: checks.resolve_source(name, source) for name, source in spec.sources.items()}
+        stages = list(spec.stages)
+        checks.check_eval(spec.eval, "eval" in document.values, stages)
+        resolver = Resolver(list(sources), checks.stage_check(spec))
+        default = Arm(DEFAULT, {}, resolver.treatment(document.values))
+        seed_sets = checks.resolve_seeds(spec.seeds, stages, default.treatment.base.from_scratch)
+        candidates = expand(document.values)
+        checks.check_compare(spec.compare, [DEFAULT, *(arm.name for arm in candidates)], spec)
+    except Mistake as mistake:
+        raise document.error(mistake) from None
+    applier = Applier(document.values)
+    arms = [_arm(candidate, document, resolver, applier) for candidate in candidates]
+    return Study(
+        path=File(path),
+        text=text,
+        resolved=document.values,
+        spec=spec,
+        sources=sources,
+        arms=(default, *arms),
+        seed_sets=seed_sets,
+        notes=tuple(resolver.lengths.notes),
+        document=document,
+        candidates={candidate.name: candidate for candidate in candidates},
+    )
+
+
+def located(document: Document, mistake: Mistake, candidate: Candidate | None) -> StudyError:
+    """`mistake` with its place; one that an arm's change causes is placed at that change, and the arm is named."""
+    if candidate is None:
+        return document.error(mistake)
+    origin, exact = _origin(candidate, mistake.path)
+    place, _ = document.locate(origin, mistake.at_key and exact)
+    return StudyError(str(place), f"{dotted(mistake.path)}: in arm `{candidate.name}`, {mistake.message}")
+
+
+def _position(document: Document, mistake: Mistake) -> tuple[bool, Any]:
+    """Unknown keys first, since they explain what seems to be missing; then in the order of the file."""
+    return not mistake.at_key, document.locate(mistake.path, mistake.at_key)[0]
+
+
+def _arm(candidate: Candidate, document: Document, resolver: Resolver, applier: Applier) -> Arm:
+    try:
+        treatment = resolver.treatment(applier.apply(candidate.changes))
+        return Arm(candidate.name, candidate.declared, treatment)
+    except Mistake as mistake:
+        raise located(document, mistake, candidate) from None
+
+
+def _origin(candidate: Candidate, path: Path) -> tuple[Path, bool]:
+    """The path in `ablate` of the change that bears on `path`, and whether it is the very value."""
+    for one in candidate.changes:
+        inherited: Path = ("train", *path[2:]) if path[:1] == ("stages",) else path
+        for written in (path, inherited):
+            if written[: len(one.path)] == one.path:
+                return (*one.origin, *written[len(one.path) :]), True
+    nearest_change = max(candidate.changes, key=lambda one: _shared(one.path, path))
+    return nearest_change.origin, False
+
+
+def _shared(one: Path, other: Path) -> int:
+    return next(
+        (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )

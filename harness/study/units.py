@@ -1,0 +1,201 @@
+"""The units that a study may use, and how a count of tokens becomes whole batches.
+
+Token counts take the decimal suffixes k, M, B, T (`10B` is 10,000,000,000) and an optional `~` in front, which asks
+for rounding to whole batches. Lengths and batches are integers, `2^n`, `Ki` or `Mi`; `32k` as a length is refused,
+because it is read as 32,000 by some and as 32,768 by others. All arithmetic is exact.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+_COUNT = re.compile(r"(~?)(\d+(?:\.\d+)?|\.\d+)([A-Za-z]*)")
+_POWER = re.compile(r"(~?)2\^(\d{1,2})")
+_TIMES = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?|\.\d+)x")
+_RATIO = re.compile(r"(\d+)/(\d+)")
+_EVERY = re.compile(r"every\s+(\S+)")
+
+
+class UnitError(ValueError):
+    """A value that cannot be read. `str(error)` says what is wrong and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """A number of tokens as written. `about` is the `~`: the count may be rounded to whole batches."""
+
+    value: Fraction
+    about: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A learning rate as written: absolute, or (`times`) a multiple of `optimizer.lr`."""
+
+    value: Fraction
+    times: bool
+
+    def resolve(self, peak: float) -> float:
+        """The absolute rate. `0.1x` of 6e-3 is the double nearest to 6e-4, as if `6e-4` had been written."""
+        return float(self.value * exact(peak)) if self.times else float(self.value)
+
+
+def exact(number: int | float) -> Fraction:
+    """The decimal that was written, as an exact fraction: 0.1 is 1/10 and not the double next to it."""
+    return Fraction(repr(number)) if isinstance(number, float) else Fraction(number)
+
+
+def kind(value: Any) -> str:
+    """What a value of the file is, in words, for messages."""
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`, true or false"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    if isinstance(value, str):
+        return f"the text `{value}`"
+    return "a mapping" if isinstance(value, dict) else "a list"
+
+
+def parse_tokens(value: Any) -> TokenCount:
+    """A count of tokens: `512`, `10B`, `~0.26M`, `2^30`.
+
+    Raises `UnitError` for anything else, for counts that are not whole numbers (unless `~`) and for negative ones.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise UnitError(f"{value} is negative; expected a count of tokens such as 10B")
+        return TokenCount(Fraction(value), False, str(value))
+    if isinstance(value, float) and math.isfinite(value) and value >= 0 and value == int(value):
+        raise UnitError(f"{value} is a decimal number; expected a count of tokens, here {with_suffix(int(value))}")
+    if not isinstance(value, str):
+        raise UnitError(f"is {kind(value)}; expected a count of tokens such as 10B, ~0.26M, 2^30 or 500000")
+    count = _parse_power(value) or _parse_count(value)
+    if not count.about and count.value.denominator != 1:
+        raise UnitError(f"`{value}` is not a whole number of tokens; write a whole number, or ~{value} to round")
+    return count
+
+
+def _parse_power(text: str) -> TokenCount | None:
+    match = _POWER.fullmatch(text)
+    return TokenCount(Fraction(2 ** int(match[2])), bool(match[1]), text) if match else None
+
+
+def _parse_count(text: str) -> TokenCount:
+    match = _COUNT.fullmatch(text)
+    if not match:
+        raise UnitError(f"`{text}` is not a count of tokens; expected one such as 10B, ~0.26M, 2^30 or 500000")
+    about, number, suffix = match.groups()
+    factor = DECIMAL.get(suffix) or BINARY.get(suffix)
+    if factor is None:
+        raise UnitError(f"`{text}` has the unknown unit `{suffix}`; expected k, M, B or T (decimal), Ki or Mi (binary)")
+    return TokenCount(Fraction(number) * factor, bool(about), text)
+
+
+def parse_size(value: Any) -> int:
+    """A length or a batch: a positive integer, `2^n`, `4Ki` or `1Mi`. `32k` is ambiguous and refused."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise UnitError(f"{value} is not positive; expected a length such as 2048, 2^11 or 2Ki")
+        return value
+    if isinstance(value, str):
+        if power := _POWER.fullmatch(value):
+            if not power[1]:
+                return int(2 ** int(power[2]))
+        elif (match := _COUNT.fullmatch(value)) and not match[1]:
+            return _sized(value, Fraction(match[2]), match[3])
+    raise UnitError(f"is {kind(value)}; expected a whole length such as 2048, 2^11 or 2Ki")
+
+
+def _sized(text: str, number: Fraction, suffix: str) -> int:
+    if suffix in BINARY or suffix == "":
+        size = number * BINARY.get(suffix, 1)
+        if size.denominator == 1 and size > 0:
+            return int(size)
+    power = "kmbt".find(suffix.lower()) + 1 if len(suffix) == 1 else 0
+    if power:
+        readings = f"{int(number * 1000**power)} or {int(number * 1024**power)}"
+        raise UnitError(f"`{text}` is ambiguous as a length; expected {readings}")
+    raise UnitError(f"`{text}` is not a length; expected a whole one such as 2048, 2^11 or 2Ki")
+
+
+def parse_share(value: Any) -> Fraction:
+    """A share of a mixture in [0, 1], exact: `0.3` is 3/10; `1/3` may be written as text."""
+    share: Fraction | None = None
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        share = exact(value)
+    elif isinstance(value, str) and (match := _RATIO.fullmatch(value)) and int(match[2]):
+        share = Fraction(int(match[1]), int(match[2]))
+    if share is None:
+        raise UnitError(f"is {kind(value)}; expected a share from 0 to 1 such as 0.3 or 1/3")
+    if not 0 <= share <= 1:
+        raise UnitError(f"{value} is not a share; expected a number from 0 to 1")
+    return share
+
+
+def write_share(share: Fraction) -> float | int | str:
+    """A share as a user would write it: a decimal where it is exact, else `7/30`."""
+    if share.denominator == 1:
+        return int(share)
+    return float(share) if exact(float(share)) == share else f"{share.numerator}/{share.denominator}"
+
+
+def parse_rate(value: Any) -> Rate:
+    """A learning rate: a number from 0, or `0.1x`, which is times `optimizer.lr`."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if value < 0:
+            raise UnitError(f"{value} is negative; expected a learning rate from 0")
+        return Rate(exact(value), False)
+    if isinstance(value, str) and (match := _TIMES.fullmatch(value)):
+        return Rate(Fraction(match[1]), True)
+    raise UnitError(f"is {kind(value)}; expected a learning rate such as 3e-4, or 0.1x (times optimizer.lr)")
+
+
+def parse_start(value: Any) -> Rate | Literal["base"]:
+    """Where a schedule starts: a learning rate, or `base` for the rate at which the base was left."""
+    if value == "base":
+        return "base"
+    try:
+        return parse_rate(value)
+    except UnitError as error:
+        raise UnitError(f"{error}, or base (the rate at which the base was left)") from None
+
+
+def parse_every(text: str) -> TokenCount | None:
+    """The interval of `every 1B`; None when the text is not of that form. Raises `UnitError` for a bad count."""
+    match = _EVERY.fullmatch(text)
+    return parse_tokens(int(match[1]) if match[1].isdigit() else match[1]) if match else None
+
+
+def whole_batches(count: TokenCount, batch: int) -> int:
+    """Tokens in whole batches: rounded to the nearest (halves up) after `~`, else exact.
+
+    Raises `UnitError`, naming the two nearest counts, when the count does not fit and has no `~`.
+    """
+    batches = count.value / batch
+    if count.about:
+        return math.floor(batches + Fraction(1, 2)) * batch
+    if batches.denominator != 1:
+        below, above = math.floor(batches) * batch, math.ceil(batches) * batch
+        raise UnitError(
+            f"{count.text} is not a whole number of batches of {batch:,} tokens; the nearest are "
+            f"{below:,} and {above:,}, or write ~{count.text} to round"
+        )
+    return int(count.value)
+
+
+def with_suffix(count: int) -> str:
+    """A count of tokens as a user would write it: 1500000000 is `1.5B`."""
+    for suffix in ("T", "B", "M", "k"):
+        if count >= DECIMAL[suffix] and count * 100 % DECIMAL[suffix] == 0:
+            return f"{count / DECIMAL[suffix]:g}{suffix}"
+    return str(count)

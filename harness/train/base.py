@@ -1,0 +1,212 @@
+"""The base: what it is, found out when a study is resolved, and the state before token 0, made from it once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from harness.plan.canonical import digest
+from harness.store import checkpoints, manifests, states
+from harness.store.atomic import sha256_file, staging_folder
+from harness.store.checkpoints import weights_hash
+from harness.store.layout import Folder
+from harness.store.markers import Damaged
+from harness.study.errors import UserError
+from harness.study.treatment import Base
+from harness.train.checkpoint import OPTIMIZER
+from harness.train.model import build_model, config_from_fields, load_config, load_model, save_model, shape_of
+from harness.train.rope import rope_parameters
+
+# Part of a from-scratch identity: how weights are drawn from the seed. A change of the rule makes another base.
+INITIALISATION = 1
+
+
+def describe_base(
+    base: Base, study_folder: Path, tokenizer: Mapping[str, Any], known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The base's manifest (`manifests/base.json`), less the schema number; weights are hashed, not loaded.
+
+    study_folder: where relative paths start. tokenizer: the manifest's entry, already resolved. known: an earlier
+    manifest; files whose size and time it has are not hashed again. Raises UserError for a model that cannot be found
+    or read, a tokenizer with more tokens than the model, and a carried optimizer that is not there.
+    """
+    location = None if base.from_scratch else _locate(base.model, study_folder)
+    config = _scratch_config(base, tokenizer) if location is None else load_config(location)
+    if tokenizer["vocab_size"] > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer['vocab_size']:,} tokens, the model's `vocab_size` is only "
+            f"{config.vocab_size:,}; every token needs an embedding."
+        )
+    files = [] if location is None else _stamped(_model_files(location), known)
+    optimizer = _carried_optimizer(location) if base.optimizer == "carried" else None
+    if optimizer is not None:
+        files += _stamped([optimizer], known)
+    shape = shape_of(config)
+    return {
+        "identity": _identity(config, location, files),
+        "kind": _kind(base.model, location),
+        "location": None if location is None else str(location),
+        "config": _plain(config),
+        "tokenizer": dict(tokenizer),
+        "optimizer": None if optimizer is None else str(optimizer),
+        "vocab_size": config.vocab_size,
+        "max_positions": getattr(config, "max_position_embeddings", None),
+        "rope": rope_parameters(config),
+        "parameters": {"total": shape.total, "matmul": shape.matmul},
+        "layers": shape.layers,
+        "hidden": shape.hidden,
+        "declared": {"model": dict(base.model), "optimizer": base.optimizer},
+        "files": files,
+    }
+
+
+def prepare_base(folder: Folder, state_id: str) -> str:
+    """Write the state before token 0, `checkpoints/0` of state `state_id`, unless it is there.
+
+    Returns its weights' hash. The state's segment.json names the init seed, the base's manifest the rest. Raises
+    UserError when the base is no longer what the manifest says.
+    """
+    state = folder.state(state_id)
+    try:
+        done = states.verify_state(state)
+    except Damaged:
+        done = None
+    if done is not None:
+        assert done.weights is not None, "a base cannot diverge"
+        return done.weights
+    manifest = manifests.read_base(folder)
+    if manifest is None:
+        raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
+    segment = states.read_segment(state)
+    staged = staging_folder(state.checkpoint(0))
+    try:
+        model = _base_model(manifest, segment["base"])
+        save_model(model, staged / "model", Path(manifest["tokenizer"]["path"]))
+        if manifest["optimizer"] is not None:
+            shutil.copyfile(manifest["optimizer"], staged / OPTIMIZER)
+        marker = checkpoints.seal(staged, state.checkpoint(0), state_id, tokens=0, step=0)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    weights = weights_hash(marker.files)
+    states.write_done(state, "trained", tokens=0, step=0, weights=weights, checkpoint=0, summary={})
+    return weights
+
+
+def _base_model(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> PreTrainedModel:
+    if base["weights"] != manifest["identity"]:
+        raise UserError(
+            f"the base of this state has weights {base['weights'][:12]}, the manifest has {manifest['identity'][:12]}; "
+            "plan again."
+        )
+    if manifest["kind"] == "config":
+        return build_model(config_from_fields(manifest["config"]), base["init_seed"])
+    for file in manifest["files"]:
+        if sha256_file(Path(file["path"])) != file["sha256"]:
+            raise UserError(f"{file['path']} has changed since the base was resolved; plan again.")
+    return load_model(Path(manifest["location"]))
+
+
+def _scratch_config(base: Base, tokenizer: Mapping[str, Any]) -> PretrainedConfig:
+    """The declared configuration; vocabulary and special tokens follow the tokenizer where nothing is declared."""
+    eos = tokenizer["eos_token_id"]
+    given = base.model["config"]
+    follows = {"vocab_size": tokenizer["vocab_size"], "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
+    return config_from_fields({**follows, **given})
+
+
+def _locate(model: Mapping[str, Any], study_folder: Path) -> Path:
+    """The folder or `.gguf` file of a declared model; one that is named by its id on the hub is fetched first."""
+    name = str(model["path"])
+    here = study_folder / Path(name).expanduser()
+    if here.exists():
+        return here.resolve()
+    looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+    if looks_like_a_path:
+        raise UserError(f"`base.model: {name}`: there is no {here}.")
+    return _fetch(name, model.get("revision"))
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"`base.model: {name}` is no folder here and cannot be fetched from the hub: {reason}"
+        ) from None
+    return Path(found)
+
+
+def _model_files(location: Path) -> list[Path]:
+    """Configuration and weights: what decides the model."""
+    if location.is_file():
+        return [location]
+    weights = sorted(location.glob("*.safetensors"))
+    weights = [path for path in weights if path.name != OPTIMIZER]
+    if not weights:
+        raise UserError(
+            f"`base.model`: {location} has no .safetensors weights. Pickled weights are not loaded; convert them first."
+        )
+    return [location / "config.json", *weights]
+
+
+def _stamped(paths: list[Path], known: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Size, time and checksum of each file, the checksum taken from `known` while size and time are the same."""
+    before = {file["path"]: file for file in (known or {}).get("files", [])}
+    stamps = []
+    for path in paths:
+        status = path.stat()
+        stamp = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        earlier = before.get(str(path), {})
+        same = all(earlier.get(key) == value for key, value in stamp.items())
+        stamps.append({**stamp, "sha256": earlier["sha256"] if same else sha256_file(path)})
+    return stamps
+
+
+def _identity(config: PretrainedConfig, location: Path | None, files: list[dict[str, Any]]) -> str:
+    """From scratch: the configuration and the rule of initialisation. Else the content of the files, by name."""
+    if location is None:
+        return digest({"initialisation": INITIALISATION, "config": _of_the_architecture(config)})
+    return digest({Path(file["path"]).name: file["sha256"] for file in files})
+
+
+def _kind(model: Mapping[str, Any], location: Path | None) -> str:
+    if location is None:
+        return "config"
+    if location.suffix == ".gguf":
+        return "gguf"
+    return "folder" if location.name == Path(str(model["path"])).name else "hub"
+
+
+def _plain(config: PretrainedConfig) -> dict[str, Any]:
+    """The whole configuration as JSON types, without what names the library that wrote it."""
+    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {name: value for name, value in fields.items() if name not in ("transformers_version", "_name_or_path")}
+
+
+def _of_the_architecture(config: PretrainedConfig) -> dict[str, Any]:
+    """What decides a model from scratch: the family's own fields, and general ones that it does not leave alone."""
+    general = _plain(PretrainedConfig())
+    return {name: value for name, value in _plain(config).items() if name not in general or value != general[name]}
+
+
+def _carried_optimizer(location: Path | None) -> Path:
+    if location is None:
+        raise UserError("`base.optimizer: carried` needs a trained base; a model from scratch has no optimizer state.")
+    folder = location if location.is_dir() else location.parent
+    for candidate in (folder / OPTIMIZER, folder.parent / OPTIMIZER):
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"`base.optimizer: carried`: neither {folder} nor {folder.parent} has an {OPTIMIZER}. "
+        "Use `optimizer: cold` for a base without optimizer state."
+    )

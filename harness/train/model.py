@@ -1,0 +1,187 @@
+"""Causal language models of transformers, always with fp32 weights, SDPA attention and no dropout.
+
+A model is built from a configuration (weights drawn from the init seed), or loaded from a folder or a `.gguf` file.
+Whatever it came from, its tensors lie in memory of their own: a mapped file has another alignment, which may choose
+another kernel with other rounding, and a resumed run would differ from an uncut one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from harness.study.errors import UserError, nearest
+
+# Files that `save_model` writes; everything else in a model folder is the tokenizer's and is copied as it is.
+_OWN_SUFFIXES = {".safetensors"}
+_OWN_NAMES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+
+
+def config_from_fields(fields: Mapping[str, Any]) -> PretrainedConfig:
+    """A configuration from the study's `base.model.config`. Unknown fields and model types raise UserError."""
+    given = dict(fields)
+    kind = given.pop("model_type", None)
+    if kind is None:
+        raise UserError("`base.model.config` needs `model_type` (such as llama, qwen3, gpt_neox).")
+    try:
+        plain = AutoConfig.for_model(kind)
+    except ValueError:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        raise UserError(f"`base.model.config.model_type: {kind}` is unknown; {nearest(kind, CONFIG_MAPPING)}") from None
+    known = set(plain.to_dict()) | {"rope_theta", "head_dim"}
+    for name in given:
+        if name not in known and not hasattr(plain, name):
+            raise UserError(f"`base.model.config.{name}` is no field of {kind}; {nearest(name, known)}")
+    try:
+        return trainable(AutoConfig.for_model(kind, **given))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"`base.model.config` is not a {kind} configuration: {error}") from None
+
+
+def trainable(config: PretrainedConfig) -> PretrainedConfig:
+    """`config` with dropout 0 and fp32 weights, changed in place."""
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop") or name == "layerdrop") and isinstance(value, float | int):
+            setattr(config, name, 0.0)
+    config.dtype = torch.float32
+    return config
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The configuration in a model folder or a `.gguf` file. Raises UserError when it is not one transformers knows."""
+    return trainable(_or_user_error(folder, lambda: AutoConfig.from_pretrained(**_source(folder))))
+
+
+def build_model(config: PretrainedConfig, init_seed: int) -> PreTrainedModel:
+    """A model from scratch: its weights depend on the configuration and `init_seed` alone.
+
+    Global random state is left as it was. Drawn on the CPU, whatever the device of training, so that equal seeds mean
+    equal weights everywhere.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(init_seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        except (ValueError, ImportError) as error:
+            raise UserError(f"a {config.model_type} model cannot be built: {error}") from None
+    return model.train()
+
+
+def load_model(folder: Path, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """The model in a folder of safetensors or a `.gguf` file, in fp32 on the CPU; `config` replaces its configuration.
+
+    Raises UserError when the folder holds no causal language model, lacks weights or has others.
+    """
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa", "output_loading_info": True}
+    if config is not None:
+        options["config"] = config
+    if folder.suffix != ".gguf":
+        options["use_safetensors"] = True
+
+    with _quiet():
+        model, info = _or_user_error(folder, lambda: AutoModelForCausalLM.from_pretrained(**_source(folder), **options))
+    missing = sorted(info["missing_keys"])
+    if missing or info.get("mismatched_keys"):
+        raise UserError(
+            f"{folder} does not hold all weights of its model: missing {', '.join(missing[:3]) or 'none'}, "
+            f"of another shape {len(info.get('mismatched_keys', []))}."
+        )
+    trainable(model.config)
+    own_memory(model)
+    return model.train()
+
+
+def own_memory(model: nn.Module) -> None:
+    """Give every parameter and buffer fresh memory; tied ones stay tied."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.clone()
+
+
+def save_model(model: PreTrainedModel, folder: Path, tokenizer: Path) -> None:
+    """Write `model` as a Hugging Face folder of fp32 safetensors, with the tokenizer files of folder `tokenizer`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        model.save_pretrained(folder)
+    for path in sorted(tokenizer.iterdir()):
+        if path.is_file() and path.suffix not in _OWN_SUFFIXES and path.name not in _OWN_NAMES:
+            shutil.copyfile(path, folder / path.name)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model. total: all parameters. matmul: less embedding look-ups, with the output head, tied or not."""
+
+    total: int
+    matmul: int
+    layers: int
+    hidden: int
+
+
+def shape_of(config: PretrainedConfig) -> Shape:
+    """Sizes counted on the module tree that `config` makes, without memory for weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedded = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = model.get_output_embeddings()
+    tied = head is not None and id(head.weight) in embedded
+    matmul = total - sum(embedded.values()) + (head.weight.numel() if tied else 0)
+    text = config.get_text_config()
+    return Shape(total, matmul, int(text.num_hidden_layers), int(text.hidden_size))
+
+
+def _source(location: Path) -> dict[str, Any]:
+    """How transformers is told of a folder or a `.gguf` file. Never a name that it could look up elsewhere."""
+    if location.suffix == ".gguf":
+        return {
+            "pretrained_model_name_or_path": str(location.parent),
+            "gguf_file": location.name,
+            "local_files_only": True,
+        }
+    return {
+        "pretrained_model_name_or_path": str(location),
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+
+
+def _or_user_error(location: Path, load: Any) -> Any:
+    if not location.exists():
+        raise UserError(f"`base.model`: {location} does not exist.")
+    try:
+        return load()
+    except ImportError as error:
+        extra = " Install it with `pip install 'midtraining-ablation-harness[gguf]'`." if "gguf" in str(error) else ""
+        raise UserError(f"{location} cannot be loaded: {_first_line(error)}{extra}") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{location} cannot be loaded as a causal language model: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notices, which would tear the table of a running study."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

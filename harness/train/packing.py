@@ -1,0 +1,65 @@
+"""Attention of packed rows: in masked rows a token sees its own document alone.
+
+One mask is built per micro-batch and handed to every layer. Left to itself, transformers finds the documents
+from the positions, which costs the same work and a wait for the device; it is used only where layers differ in what
+they may see (sliding windows), which one mask cannot say.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from harness.study.errors import UserError
+
+
+def single_mask_serves(config: PretrainedConfig) -> bool:
+    """Whether every layer attends to all earlier positions, so that one mask says it for all."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return set(kinds) == {"full_attention"}
+    return getattr(config, "sliding_window", None) is None
+
+
+def document_mask(position_ids: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor | None:
+    """What is added to attention scores: [rows, 1, length, length], 0 to attend, -inf not to.
+
+    None where each row is one document.
+    position_ids: int64 [rows, length], on the CPU, counting up by one inside a document and starting anew in the next.
+    dtype: of the queries. A boolean mask would be made into this one again in every layer. None, where each row is one
+    document, means plain causal attention, for which kernels have a faster path.
+    """
+    starts = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    if not bool(starts.any()):
+        return None
+    document = torch.nn.functional.pad(starts.cumsum(dim=1), (1, 0)).to(device)
+    same = (document.unsqueeze(2) == document.unsqueeze(1)).tril_()
+    attend, ignore = (torch.tensor(value, dtype=dtype, device=device) for value in (0.0, -torch.inf))
+    return torch.where(same, attend, ignore).unsqueeze(1)
+
+
+@torch.no_grad()
+def check_isolation(model: nn.Module) -> None:
+    """Raise UserError unless a token's logits ignore the document packed before its own.
+
+    Two rows of two documents that differ in the first one are run through the model as training does it. An
+    architecture that mixes positions outside attention (a convolution, a recurrence) cannot keep documents apart.
+    """
+    config = model.config
+    device = next(model.parameters()).device
+    rows = torch.arange(8).repeat(2, 1) % config.vocab_size
+    rows[1, :4] = (rows[1, :4] + 1) % config.vocab_size
+    positions = torch.arange(4).repeat(2, 2)
+    mask = document_mask(positions, device, torch.float32) if single_mask_serves(config) else None
+    logits = model(
+        input_ids=rows.to(device),
+        position_ids=positions.to(device),
+        attention_mask=mask,
+        use_cache=False,
+    ).logits
+    if not torch.allclose(logits[0, 4:], logits[1, 4:], rtol=1e-5, atol=1e-6):
+        raise UserError(
+            f"`context.documents: masked` cannot be kept by a {config.model_type} model: tokens of one document "
+            "change the logits of the next. Use `documents: joined`."
+        )

@@ -1,0 +1,29 @@
+"""Fabricated results folders, written once for a session; tests that change a folder make their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis.report import build
+from tests.analysis.fabricate import Design, fabricate
+
+KILLED = Design(
+    diverged=frozenset({"decay.lr.shape=constant/d2"}),
+    missing=frozenset({"math=0.3/d3"}),
+)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five arms × three seeds, all done."""
+    return fabricate(tmp_path_factory.mktemp("whole") / "results", Design())
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with one diverged run and one that never began; its report is built."""
+    root = fabricate(tmp_path_factory.mktemp("killed") / "results", KILLED)
+    build(root)
+    return root

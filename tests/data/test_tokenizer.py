@@ -1,0 +1,140 @@
+"""Tokenizers: trained or loaded, pinned by content, opened by plain transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from harness.data import open_tokenizer, resolve_tokenizer
+from harness.data.bpe import END, train_bpe
+from harness.data.tokenizer import identity_of
+from harness.study.errors import UserError
+
+VOCAB = 400
+HARD = ["def f(x):\n\treturn  x[0] != '日本'\n\n\n", " naïve — 12 + 345 = 357.\n", "a\r\nb\x00c", "   "]
+
+
+def study(folder: Path, tokenizer: dict[str, Any], model: dict[str, Any] | None = None) -> Any:
+    model = model or {"config": {"model_type": "llama"}}
+    base = SimpleNamespace(tokenizer=tokenizer, model=model, from_scratch="config" in model)
+    sources = {
+        "facts": {"builtin": "arithmetic", "documents": 300},
+        "long": {"builtin": "passages", "documents": 20},
+    }
+    return SimpleNamespace(
+        path=folder / "study.yaml",
+        sources=sources,
+        arms=[SimpleNamespace(treatment=SimpleNamespace(base=base))],
+    )
+
+
+BPE = {"bpe": {"vocab": VOCAB, "sources": ["facts", "long"]}}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ABLATE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_trained_tokenizer_is_the_same_in_another_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = resolve_tokenizer(study(cache.parent, BPE))
+    monkeypatch.setenv("ABLATE_CACHE", str(cache.parent / "other"))
+    second = resolve_tokenizer(study(cache.parent, BPE))
+    assert first["identity"] == second["identity"]
+    assert first["path"] != second["path"]
+    assert first["vocab_size"] == VOCAB
+
+
+def test_plain_transformers_opens_it_and_gives_the_same_tokens(cache: Path, tmp_path: Path) -> None:
+    manifest = resolve_tokenizer(study(tmp_path, BPE))
+    ours = open_tokenizer(Path(manifest["path"]))
+    exported = tmp_path / "exported"
+    shutil.copytree(manifest["path"], exported)
+    # As in a checkpoint: a model's configuration must not make transformers build another tokenizer.
+    (exported / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": VOCAB}))
+    for folder in (Path(manifest["path"]), exported):
+        plain = AutoTokenizer.from_pretrained(folder)
+        assert (plain.eos_token, plain.bos_token, plain.pad_token) == (END, END, END)
+        assert plain.eos_token_id == manifest["eos_token_id"] == ours.eos
+        assert len(plain) == VOCAB
+        for text, ids in zip(HARD, ours.encode(HARD), strict=True):
+            assert plain(text)["input_ids"] == ids[:-1].tolist(), "and no special token is added by itself"
+            assert ids[-1] == ours.eos
+            assert plain.decode(ids[:-1].tolist()) == text
+
+
+def test_an_unchanged_declaration_is_answered_from_the_manifest(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = json.loads(json.dumps(resolve_tokenizer(study(tmp_path, BPE))))
+    monkeypatch.setattr("harness.data.tokenizer._trained", None)  # training again would raise
+    assert resolve_tokenizer(study(tmp_path, BPE), known) == known
+
+
+def test_a_damaged_tokenizer_in_the_cache_is_replaced(cache: Path, tmp_path: Path) -> None:
+    manifest = resolve_tokenizer(study(tmp_path, BPE))
+    (Path(manifest["path"]) / "tokenizer.json").write_text("{}")
+    again = resolve_tokenizer(study(tmp_path, BPE), manifest)
+    assert again == manifest
+    assert identity_of(Path(again["path"])) == manifest["identity"]
+
+
+def test_a_folder_is_read_again_when_its_tokenizer_changes(cache: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(resolve_tokenizer(study(tmp_path, BPE))["path"], model)
+    declared = study(tmp_path, {"of": "model"}, {"path": "model"})
+    first = resolve_tokenizer(declared)
+    assert resolve_tokenizer(declared, first) == first
+    smaller = {"bpe": {"vocab": VOCAB - 50, "sources": ["facts"]}}
+    shutil.copytree(resolve_tokenizer(study(tmp_path, smaller))["path"], model, dirs_exist_ok=True)
+    changed = resolve_tokenizer(declared, first)
+    assert changed["identity"] != first["identity"]
+    assert changed["vocab_size"] == VOCAB - 50
+
+
+def test_identity_is_blind_to_where_it_lies_and_to_cut_offs_and_sees_the_special_tokens(
+    cache: Path, tmp_path: Path
+) -> None:
+    path = Path(resolve_tokenizer(study(tmp_path, BPE))["path"])
+    definition = json.loads((path / "tokenizer.json").read_text())
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (copy / "tokenizer.json").write_text(json.dumps({**definition, "truncation": cut}))
+    assert identity_of(copy) == path.name
+    assert len(open_tokenizer(copy).encode(["a long text that is not cut off"])[0]) > 5
+    (copy / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "a"}))
+    assert identity_of(copy) != path.name
+
+
+def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 257"):
+        train_bpe(tmp_path, 200, ["text"])
+    with pytest.raises(UserError, match="hold only"):
+        train_bpe(tmp_path, 5000, ["a small text"])
+
+
+def test_what_cannot_be_opened_is_one_paragraph(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for declared, message in (
+        (study(tmp_path, {"path": "empty"}), "cannot be opened"),
+        (study(tmp_path, {"bpe": {"vocab": 300, "sources": ["fact"]}}), "did you mean `facts`"),
+        (study(tmp_path, {"of": "model"}), "declare one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            resolve_tokenizer(declared)
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(cache: Path, tmp_path: Path) -> None:
+    train_bpe(tmp_path, 280, ["some text to train on, " * 30 + "and more of it, with other words in it too"])
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="no end-of-text token"):
+        open_tokenizer(tmp_path)
