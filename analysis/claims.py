@@ -87,12 +87,12 @@ def metric_decimals(comparisons: Comparisons, metric: Metric) -> int:
     return decimals_for(min(errors, default=None), metric)
 
 
-def answers(frame: Frame, comparisons: Comparisons) -> list[tuple[Metric, str]]:
-    """One sentence per primary metric: which differences are real, by how much, and what could not be seen."""
-    return [(metric, _answer(frame, comparisons, metric)) for metric in frame.primary]
+def answers(frame: Frame, comparisons: Comparisons) -> list[tuple[Metric, list[str]]]:
+    """A sentence per primary metric, in clauses: which differences are real, by how much, and what was not seen."""
+    return [(metric, _clauses(frame, comparisons, metric)) for metric in frame.primary]
 
 
-def _answer(frame: Frame, comparisons: Comparisons, metric: Metric) -> str:
+def _clauses(frame: Frame, comparisons: Comparisons, metric: Metric) -> list[str]:
     baseline = frame.compare.baseline
     found = [comparisons.to_baseline[arm.name, metric.name] for arm in frame.arms if arm.name != baseline]
     digits = metric_decimals(comparisons, metric)
@@ -115,8 +115,9 @@ def _answer(frame: Frame, comparisons: Comparisons, metric: Metric) -> str:
         if d.verdict == "not estimated":
             by_reason.setdefault(d.reason, []).append(f"`{d.arm}`")
     clauses += [f"not estimated ({reason}): {_listed(names)}" for reason, names in by_reason.items()]
-    text = "; ".join(clauses) or "there is no arm to compare"
-    return text[0].upper() + text[1:] + "."
+    clauses = clauses or ["there is no arm to compare"]
+    clauses[0] = clauses[0][0].upper() + clauses[0][1:]
+    return [clause + ";" for clause in clauses[:-1]] + [clauses[-1] + "."]
 
 
 def _real(d: Difference, metric: Metric, digits: int) -> str:

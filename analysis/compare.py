@@ -13,7 +13,7 @@ from analysis import statistics
 from analysis.claims import metric_decimals
 from analysis.effects import Comparisons, Difference
 from analysis.frame import END, Frame, read_frame
-from analysis.metrics import Metric, number
+from analysis.metrics import Metric, bound, number
 from analysis.tables import counts_text, significant
 from harness.study.errors import UserError
 
@@ -141,7 +141,7 @@ def _text_row(line: dict[str, Any]) -> list[str]:
         shown(line["a"]),
         shown(line["b"]),
         shown(line["difference"], True),
-        "—" if interval is None else f"[{shown(interval[0], True)}, {shown(interval[1], True)}]",
+        "—" if interval is None else f"[{bound(interval[0] * scale, digits)}, {bound(interval[1] * scale, digits)}]",
         "—" if line["p_holm"] is None else f"{line['p_holm']:.2g}",
         shown(line["item_se"], extra=1),
         str(line["items"] or "—"),

@@ -14,7 +14,7 @@ from harness.store import metrics, states
 from harness.store.markers import Damaged
 
 TRUNK_BINS = 160  # points of a drawn line; each is the mean of its bin's updates
-ARM_BINS = 40  # fewer where arms are told apart: the noise of single batches would hide them
+ARM_BINS = 24  # fewer where arms are told apart: the noise of single batches would hide them
 TOTAL = ""  # the name of the whole batch's loss among the sources
 
 

@@ -87,9 +87,9 @@ class Comparisons:
 
     @cached_property
     def to_control(self) -> Mapping[tuple[str, str], Difference]:
-        """(arm, metric) → its difference to the control; empty without one."""
+        """(arm, metric) → its difference to the control; empty where that is the baseline or there is none."""
         control = self.frame.compare.control
-        return {} if control is None else self._all(control)
+        return {} if control in (None, self.frame.compare.baseline) else self._all(str(control))
 
     def _all(self, reference: str) -> dict[tuple[str, str], Difference]:
         return {
@@ -157,8 +157,9 @@ class Comparisons:
         for name, values in ((arm, ours), (reference, theirs)):
             if not values:
                 counts = self.frame.count(name)
-                everything = counts["diverged"] == counts["planned"]
-                return f"every run of {name} diverged" if everything else f"{name} has no result yet"
+                if counts["diverged"] == counts["planned"]:
+                    return f"every run of {name} diverged"
+                return "no evaluation reports it" if counts["done"] else f"{name} has no result yet"
         if not seeds:
             return f"{arm} and {reference} have no seed in common"
         if fit is None or fit.df == 0:

@@ -356,21 +356,22 @@ class _Reader:
 
 
 def _metrics(reader: _Reader, tasks: Sequence[Task], primary: Sequence[str]) -> list[Metric]:
-    """Every measure that an evaluation reported, the averages of suites, and what the study declares primary."""
+    """Every measure that an evaluation reported, headlines that none has yet, the averages of suites, and what the
+    study declares primary: a table half-way has all its columns."""
     found: dict[str, Metric] = {}
     for task in tasks:
-        for (key, measure), higher in reader.reported.items():
-            if key == task.key:
-                name = metric_name(task.suite, task.task, measure, task.held_out)
-                family = family_of(measure)
-                suite = suite_name(task.suite)
-                found[name] = Metric(name, family, higher, suite, task.task, measure, key)
+        reported = {measure: higher for (key, measure), higher in reader.reported.items() if key == task.key}
+        if task.headline:
+            reported.setdefault(task.headline, guess_direction(task.headline))
+        for measure, higher in reported.items():
+            name = metric_name(task.suite, task.task, measure, task.held_out)
+            found[name] = Metric(name, family_of(measure), higher, measure)
     for suite in dict.fromkeys(suite_name(task.suite) for task in tasks if not task.held_out):
         parts = _average_parts(suite, tasks)
         name = f"{suite}.average"
         if suite is not None and (len(parts) > 1 or (parts and name in primary)):
-            found[name] = Metric(name, "average", True, suite, parts=parts)
-    for name in primary:  # not evaluated anywhere yet: it still has its column
+            found[name] = Metric(name, "average", True, parts=parts)
+    for name in primary:
         family = "bpb" if name.startswith("bpb.") else family_of(name.rsplit(".", 1)[-1])
         found.setdefault(name, Metric(name, family, guess_direction(name)))
     return list(found.values())

@@ -29,17 +29,13 @@ class Metric:
 
     name: as the study and the report call it: `bpb.<source>`, `<suite>.<task>.<measure>` or `<suite>.average`.
     measure: its name inside an evaluation's results; None for an average.
-    key: the task key of its evaluation; None for an average.
     parts: the metrics that an average averages, empty otherwise.
     """
 
     name: str
     family: Family
     higher_is_better: bool
-    suite: str | None = None
-    task: str | None = None
     measure: str | None = None
-    key: str | None = None
     parts: tuple[str, ...] = ()
 
     @property
@@ -116,9 +112,11 @@ def decimals_for(error: float | None, metric: Metric) -> int:
 
 
 def number(value: float, decimals: int, signed: bool = False) -> str:
-    """A number as printed, with a true minus sign. A signed one keeps its sign where it rounds to 0: the bound of an
-    interval that just excludes 0 must not read as if it held it."""
+    """A number as printed, with a true minus sign; what rounds to 0 has no sign."""
     text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
-    if not signed and float(text) == 0.0:
-        text = text.removeprefix("-")
-    return text.replace("-", "−")
+    return (text if float(text) != 0.0 else text.lstrip("+-")).replace("-", "−")
+
+
+def bound(value: float, decimals: int) -> str:
+    """A bound of an interval: always signed, for one that just excludes 0 must not read as if it held it."""
+    return f"{value:+.{decimals}f}".replace("-", "−")

@@ -11,11 +11,11 @@ from typing import Any
 
 from analysis.claims import metric_decimals
 from analysis.effects import Comparisons, Difference
-from analysis.metrics import Metric, number
+from analysis.metrics import Metric, bound, number
 from analysis.tables import Cell, Row
 
 MISSING = "—"
-WHISKER_WIDTH, WHISKER_HEIGHT = 80, 18
+WHISKER_WIDTH, WHISKER_HEIGHT = 92, 18
 VERDICT_CLASS = {"better": "better", "worse": "worse", "not distinguishable": "same", "not estimated": "unknown"}
 
 
@@ -68,7 +68,8 @@ class Printer:
     def interval(self, interval: tuple[float, float] | None) -> str:
         if interval is None:
             return MISSING
-        return f"[{self.value(interval[0], True)}, {self.value(interval[1], True)}]"
+        low, high = (bound(end * self.metric.scale, self.decimals) for end in interval)
+        return f"[{low}, {high}]"
 
     def cell(self, row: Row) -> Shown:
         """The cell of `row` in this metric's column."""
@@ -110,7 +111,7 @@ class Printer:
         parts = [f'<line class="zero" x1="{middle:g}" y1="0" x2="{middle:g}" y2="{WHISKER_HEIGHT}"/>']
         interval = d.adjusted or d.interval
         if interval is not None:
-            low, high = (f"{middle + bound * scale:.1f}" for bound in interval)
+            low, high = (f"{middle + end * scale:.1f}" for end in interval)
             parts.append(f'<line class="bar" x1="{low}" y1="{y:g}" x2="{high}" y2="{y:g}"/>')
         parts.append(f'<circle cx="{middle + d.estimate * scale:.1f}" cy="{y:g}" r="3"/>')
         size = f'width="{WHISKER_WIDTH}" height="{WHISKER_HEIGHT}"'
@@ -153,10 +154,10 @@ def flow(value: Any) -> str:
 
 
 def tokens_text(tokens: int) -> str:
-    """Tokens as people say them: 2.06M."""
+    """Tokens as people say them, three digits: 2.06M."""
     for size, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if tokens >= size:
-            return f"{tokens / size:.3g}{suffix}" if tokens < 999.5 * size else f"{tokens / size:.0f}{suffix}"
+        if tokens >= 0.9995 * size:  # what rounds to 1000 of one unit is 1 of the next
+            return f"{tokens / size:.3g}{suffix}"
     return str(tokens)
 
 

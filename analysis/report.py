@@ -6,6 +6,7 @@ that of the newest event in the results.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 PRIMARY_COLUMNS = 3  # metrics side by side in 1100 px
 MATRIX_COLUMNS = 8
+BREAKS = re.compile(r"[=,]|[._](?=[^\d])")
 
 
 def build(folder: Path) -> Path:
@@ -66,10 +68,11 @@ def _page(frame: Frame, comparisons: Comparisons, rows: Sequence[Row], drawn: Ma
         "progress": _progress(frame),
         "baseline": frame.compare.baseline,
         "control": frame.compare.control,
+        "second_reference": bool(comparisons.to_control),
         "primary_declared": frame.primary_declared,
         "family": {"arms": arms, "metrics": metrics, "level": f"{100 * (1 - ALPHA):.0f} %"},
         "power": f"{100 * POWER:.0f} %",
-        "answers": [{"metric": m, "text": text} for m, text in answers(frame, comparisons)],
+        "answers": [{"metric": m, "clauses": clauses} for m, clauses in answers(frame, comparisons)],
         "rows": [_row(row) for row in rows],
         "compared": [rows.index(row) for row in compared],
         "primary": _chunks(list(frame.primary), PRIMARY_COLUMNS),
@@ -165,7 +168,7 @@ def _arm_lines(frame: Frame) -> list[dict[str, Any]]:
     lines = []
     for arm in frame.arms:
         cost = costs[arm.name]
-        role = {frame.compare.baseline: "baseline", frame.compare.control: "control"}.get(arm.name, "")
+        role = {frame.compare.control: "control", frame.compare.baseline: "baseline"}.get(arm.name, "")
         lines.append(
             {
                 "name": arm.name,
@@ -207,14 +210,11 @@ def _template(name: str) -> jinja2.Template:
     return _environment().get_template(name)
 
 
-def _breakable(text: str, marks: str = ".=,_") -> Any:
-    """Escaped text that may break after these marks: the punctuation of long names."""
+def _breakable(text: str) -> Any:
+    """Escaped text that may break after the punctuation of long names, but never inside a number."""
     import markupsafe
 
-    escaped = str(markupsafe.escape(text))
-    for mark in marks:
-        escaped = escaped.replace(mark, f"{mark}<wbr>")
-    return markupsafe.Markup(escaped)
+    return markupsafe.Markup(BREAKS.sub(r"\g<0><wbr>", str(markupsafe.escape(text))))
 
 
 def _codes(text: str) -> Any:

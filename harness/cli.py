@@ -220,17 +220,17 @@ def run(options: argparse.Namespace) -> int:
         share=not options.no_share,
         yes=options.yes,
     )
-    return _reconcile(asked, options.json)
+    return reconcile(asked, options.json)
 
 
 def evaluate(options: argparse.Namespace) -> int:
     from harness.launch.plan_files import evaluation_options
 
     asked = evaluation_options(options.folder, options.suite, options.executor, options.jobs)
-    return _reconcile(asked, options.json)
+    return reconcile(asked, options.json)
 
 
-def _reconcile(asked: Options, as_json: bool) -> int:
+def reconcile(asked: Options, as_json: bool) -> int:
     from harness.launch import outcome
     from harness.launch.progress import listener_for, tokens
     from harness.launch.run import run as bring_to_plan
@@ -253,8 +253,6 @@ def _reconcile(asked: Options, as_json: bool) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    import time
-
     from harness.launch import status as look
     from harness.store.layout import Folder
 
@@ -268,16 +266,16 @@ def status(options: argparse.Namespace) -> int:
         if options.watch and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
         print(look.text(runs), flush=True)
-        if not options.watch:
+        if not options.watch or not _slept(2.0):
             return DONE
-        time.sleep(2)
 
 
 def logs(options: argparse.Namespace) -> int:
     from harness.launch.logs import show
     from harness.store.layout import Folder
 
-    show(Folder(options.folder), options.run, sys.stdout, options.follow)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end `-f`
+        show(Folder(options.folder), options.run, sys.stdout, options.follow)
     return DONE
 
 
@@ -352,6 +350,17 @@ def doctor(options: argparse.Namespace) -> int:
     found = look.checks()
     code = DONE if look.passed(found) else WRONG
     return _json(look.to_json(found), code) if options.json else _say(look.text(found), code)
+
+
+def _slept(seconds: float) -> bool:
+    """Wait; False when Ctrl-C ended it, which is the way to end `--watch`."""
+    import time
+
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return False
+    return True
 
 
 def _json(value: Any, code: int = DONE) -> int:

@@ -40,6 +40,7 @@ class Stream:
     def __init__(self, source: TokenSource, sequence: DocumentSequence, document: int, token: int) -> None:
         self._source = source
         self.sequence = sequence
+        self._next = self._took_from = 0  # indices into the gathered tokens: the next one, the last take's first
         self._fill(document, token, 0)
 
     def position(self, taken: int | None = None) -> tuple[int, int]:

@@ -32,7 +32,8 @@ FENCED = Failure("fenced", "a newer attempt at the same state has begun in anoth
 
 def of_exception(error: BaseException) -> Failure:
     """The failure that an exception in the work stands for."""
-    return Failure(_kind(error), one_line(f"{type(error).__name__}: {error}"))
+    said = str(error) if isinstance(error, (UserError, Damaged)) else f"{type(error).__name__}: {error}"
+    return Failure(_kind(error), one_line(said))
 
 
 def _kind(error: BaseException) -> str:

@@ -50,7 +50,7 @@ def _evaluations(plan: Plan, tasks: Sequence[EvalTask], lost: Collection[str]) -
             if f"{item.run}@{item.label}" not in labels:
                 labels.append(f"{item.run}@{item.label}")
     return [
-        Work("evaluate", state, state, 0, f"evaluate {named(points[state])}", {"tasks": list(wanted.values())})
+        Work("evaluate", state, state, 0, named(points[state]), {"tasks": list(wanted.values())})
         for state, wanted in missing.items()
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +14,7 @@ from harness.plan.observed import Observed
 from harness.plan.plan import Plan, PlanRun
 from harness.plan.render import table
 
-End = Literal["done", "diverged", "failed", "stopped"]
+End = Literal["done", "diverged", "failed", "stopped", "untrained"]
 UNMARKED = Failure("error", "its work ended without an error, and its marker is not there")
 
 
@@ -44,12 +46,18 @@ class Ended:
         return 1 if self.failed else 0
 
 
-def ended(plan: Plan, observed: Observed, results: Mapping[str, Result], stopped_by: int | None) -> Ended:
-    """How every run stands. plan and observed: of the folder after the work; results: by item of work."""
-    return Ended([_run_end(plan, observed, results, run, stopped_by is not None) for run in plan.runs], stopped_by)
+def ended(
+    plan: Plan, observed: Observed, results: Mapping[str, Result], stopped_by: int | None, trained: bool = True
+) -> Ended:
+    """How every run stands. plan and observed: of the folder after the work; results: by item of work.
+
+    trained: whether training was asked for; where it was not, a run without its states is `untrained`, not failed.
+    """
+    rest: End = "stopped" if stopped_by is not None else "failed" if trained else "untrained"
+    return Ended([_run_end(plan, observed, results, run, rest) for run in plan.runs], stopped_by)
 
 
-def _run_end(plan: Plan, observed: Observed, results: Mapping[str, Result], run: PlanRun, stopped: bool) -> RunEnd:
+def _run_end(plan: Plan, observed: Observed, results: Mapping[str, Result], run: PlanRun, rest: End) -> RunEnd:
     for state in (run.base, *run.path):
         seen = observed.states.get(state)
         if seen is not None and seen.outcome == "diverged":
@@ -66,25 +74,21 @@ def _run_end(plan: Plan, observed: Observed, results: Mapping[str, Result], run:
             return RunEnd(run.name, "failed", result.failure)
     if not missing and not unscored:
         return RunEnd(run.name, "done")
-    return RunEnd(run.name, "stopped") if stopped else RunEnd(run.name, "failed", UNMARKED)
+    return RunEnd(run.name, rest, UNMARKED if rest == "failed" else None)
 
 
 def failure_table(runs: Sequence[RunEnd], folder: str, again: str, width: int = 80) -> str:
-    """Which runs failed, why, and what to type. Runs with one cause stand together."""
+    """Which runs failed, why, and what to type. Runs with one cause stand together, in `width` columns."""
     causes: dict[Failure, list[str]] = {}
     for run in runs:
-        if run.failure is not None:
-            causes.setdefault(run.failure, []).append(run.run)
-    rows = [["failed", "class", "last error"]]
+        causes.setdefault(run.failure or UNMARKED, []).append(run.run)
+    rows = [["failed", "class"]]
+    lines = []
     for failure, names in causes.items():
-        rows += [
-            [name, failure.kind if place == 0 else "", failure.error if place == 0 else "the same"]
-            for place, name in enumerate(names)
-        ]
-    first = next(iter(causes.values()))[0]
-    return "\n".join(
-        [table(rows, width=width), f"the whole output:  ablate logs {folder} {first}", f"to try them again: {again}"]
-    )
+        rows += [[name, failure.kind] for name in names]
+        lines += textwrap.wrap(f"{failure.kind}: {failure.error}", width, subsequent_indent="  ")
+        lines.append(f"  the whole output: ablate logs {shlex.quote(folder)} {shlex.quote(names[0])}")
+    return "\n".join([table(rows, width=width), *lines, f"to try again: {again}"])
 
 
 def stopped_line(ended: Ended, again: str) -> str:

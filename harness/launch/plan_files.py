@@ -44,4 +44,5 @@ def evaluation_options(
     if suites:
         wanted = list(dict.fromkeys([*plan["eval"]["suites"], *suites]))
         overrides.append(f"eval.suites=[{', '.join(wanted)}]")
-    return Options(study, root, tuple(overrides), executor, jobs, bool(plan["share"]), train=False)
+    share = bool(plan["share"])
+    return Options(study, root, tuple(overrides), executor, jobs, share, train=False, suites=tuple(suites))

@@ -75,8 +75,13 @@ class Tally:
                 parts += [f"{tokens(rate)}/s", f"{duration(eta)} left"]
         if self.evaluations_to_do:
             parts.append(f"{self.evaluations_done} of {self.evaluations_to_do} evaluations")
-        names = [item.name for item in self.running.values()]
+        names = [doing(item) for item in self.running.values()]
         return " · ".join(parts + names[:3] + ([f"and {len(names) - 3} more"] if len(names) > 3 else []))
+
+
+def doing(item: Work) -> str:
+    """What is being done, in words."""
+    return {"base": "", "train": "", "evaluate": "evaluating "}[item.kind] + item.name
 
 
 def tokens(count: float) -> str:
@@ -224,9 +229,9 @@ def listener_for(quiet: bool) -> Silent:
 
 
 def _settled_line(item: Work, result: Result) -> str:
-    said = f"{result.outcome}: {item.name}"
+    said = f"{result.outcome} {doing(item) if result.failure is not None else item.name}"
     return said if result.failure is None else f"{said}: {result.failure}"
 
 
 def _waiting_line(item: Work, elsewhere: Mapping[str, Any]) -> str:
-    return f"waiting: {item.name} is being trained by process {elsewhere['pid']} on {elsewhere['host']}"
+    return f"waiting for {item.name}, which is being trained by process {elsewhere['pid']} on {elsewhere['host']}"

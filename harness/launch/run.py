@@ -34,7 +34,7 @@ EXECUTORS = ("local", "debug")
 class Options:
     """What `ablate run` was asked for. folder None: `results/<study>`. jobs None: as the study says.
 
-    train=False evaluates what is there and trains nothing. perform: the work function, for tests of everything else.
+    train=False evaluates what is there and trains nothing; `suites` are those that it was asked to add. perform: the work function, for tests of everything else.
     """
 
     study: Path
@@ -45,10 +45,14 @@ class Options:
     share: bool = True
     yes: bool = False
     train: bool = True
+    suites: tuple[str, ...] = ()
     perform: str = PERFORM
 
     def command(self) -> str:
         """The call that goes on where this one ended."""
+        if not self.train:
+            suites = [word for suite in self.suites for word in ("--suite", suite)]
+            return shlex.join(["ablate", "eval", str(self.folder), *suites])
         words = ["ablate", "run", str(self.study)]
         words += ["-o", str(self.folder)] if self.folder is not None else []
         words += [word for override in self.overrides for word in ("--set", override)]
@@ -93,7 +97,7 @@ def run(options: Options, listener: Silent) -> Report:
         record(prepared, options)
         queue, stop = execute(prepared, options, listener)
         after = prepare.again(prepared, options.share) if queue.results else prepared
-        ended = outcome.ended(after.plan, after.seen.observed, queue.results, stop.signal)
+        ended = outcome.ended(after.plan, after.seen.observed, queue.results, stop.signal, options.train)
         report = None if stop.signal is not None else stamp.report(after, listener.note)
     return Report(folder, ended, _trained_tokens(queue), _evaluated(queue), report)
 

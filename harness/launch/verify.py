@@ -83,8 +83,10 @@ def retrain(
     with Stop() as stop, Shown(listener, items):
         executor.run(Job(alone, queue, settings), listener, stop)
     failed = [result.failure for result in queue.results.values() if result.failure is not None]
-    if stop.signal is not None or failed:
-        raise UserError(f"{run} could not be trained again: {failed[0] if failed else 'stopped'}")
+    if stop.signal is not None:
+        raise KeyboardInterrupt
+    if failed:
+        raise UserError(f"{run} could not be trained again: {failed[0]}")
     return [
         Point(
             point["label"],

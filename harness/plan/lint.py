@@ -6,7 +6,7 @@ report. Codes are the names that `allow` takes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.plan.blend import drawn
 from harness.plan.schedule import Piece, end_rate
+from harness.study.errors import Mistake, nearest
 from harness.study.treatment import Arm, Stage, Treatment
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ class Lint:
 def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]]) -> list[Lint]:
     """Findings against the study's baseline, allowed ones left out.
 
-    ends: the first and last piece of the schedule of each arm that is trained, by name.
+    ends: the first and last piece of the schedule of each arm that is trained, by name. Raises Mistake for an `allow`
+    that names no code.
     """
     compare = study.spec.compare
+    _check_allowed(compare.allow)
     arms = [arm for arm in study.arms if arm.name in ends or arm.name == compare.baseline]
     baseline = next(arm for arm in study.arms if arm.name == compare.baseline)
     found: list[Lint] = []
@@ -65,6 +68,14 @@ def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]]) -> list[Lint]:
         found.append(Lint("warning", "no-control", "", message))
     allowed = compare.allow
     return [item for item in found if item.code not in allowed.get(item.arm or compare.baseline, ())]
+
+
+def _check_allowed(allow: Mapping[str, Sequence[str]]) -> None:
+    for arm, codes in allow.items():
+        for index, code in enumerate(codes):
+            if code not in CODES:
+                place = ("compare", "allow", arm, index)
+                raise Mistake(place, f"`{code}` is no finding that can be allowed; {nearest(code, CODES)}")
 
 
 class _Facts:

@@ -73,12 +73,13 @@ def process_identity() -> dict[str, Any]:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process began, in the kernel's clock ticks since boot; None when there is no such process."""
+    """When a process began, in the kernel's clock ticks since boot; None when there is no such process at work."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(stat.rsplit(")", 1)[1].split()[19])
+    fields = stat.rsplit(")", 1)[1].split()
+    return None if fields[0] in "ZX" else int(fields[19])  # a zombie is dead: nobody has collected it yet
 
 
 def living_attempt(state: StateFolder) -> dict[str, Any] | None:

@@ -57,6 +57,11 @@ class Candidate:
         """Path → value as written."""
         return {change.dotted: change.value for change in self.changes}
 
+    @property
+    def levels(self) -> dict[str, Any]:
+        """What the user calls it → level: the source of a mixture axis or a path."""
+        return {change.written: change.level for change in self.changes}
+
 
 def expand(document: Mapping[str, Any]) -> list[Candidate]:
     """All arms but `default`, in the order of the items; an arm that two items yield is one arm.
@@ -82,7 +87,7 @@ def _item(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) ->
         raise Mistake(origin, f"holds {' and '.join(kinds) or 'no axis'}; expected one of {', '.join(KINDS)}")
     name = kinds[0]
     if "exclude" in item and name != "grid":
-        raise Mistake((*origin, "exclude"), f"belongs to a grid, not to `{name}`", at_key=True)
+        raise Mistake((*origin, "exclude"), f"belongs to a grid, not to `{name}`; expected it in one", at_key=True)
     where = (*origin, name)
     if name == "cases":
         return _cases(document, item[name], where)
@@ -269,8 +274,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]")
 
 
 def arm_name(text: str) -> str:
-    """A name that is safe as a folder: other characters become `-`, long names are cut and end in 6 hex digits."""
-    name = _UNSAFE.sub("-", text)
+    """A name that is safe as a folder: `~` goes, other characters become `-`, long names are cut and end in 6 hex digits."""
+    name = _UNSAFE.sub("-", text.replace("~", ""))  # `~` says how a count is rounded, which is no part of a name
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return name

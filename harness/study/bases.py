@@ -7,7 +7,6 @@ from typing import Any
 
 from harness.study.errors import Mistake, nearest
 from harness.study.treatment import Base
-from harness.study.units import parse_tokens
 
 
 def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
@@ -20,7 +19,6 @@ def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
             if name not in sources:
                 path = ("base", "tokenizer", "bpe", "sources", index)
                 raise Mistake(path, f"there is no source `{name}`; {nearest(name, sources)}")
-    seen = block.get("tokens_seen")
     return Base(
         model=_model(block),
         tokenizer={"of": "model"}
@@ -30,7 +28,6 @@ def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
         else tokenizer,
         optimizer=block.get("optimizer", "cold"),
         lr=None if block.get("lr") is None else float(block["lr"]),
-        tokens_seen=None if seen is None else round(parse_tokens(seen).value),
     )
 
 
@@ -44,7 +41,7 @@ def _model(block: Mapping[str, Any]) -> Mapping[str, Any]:
 def _check_from_scratch(block: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     if "like" in config:
         raise Mistake(("base", "model", "config", "like"), "`like` is not supported yet", at_key=True)
-    if not isinstance(config.get("model_type"), str):
+    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
         path = ("base", "model", "config", "model_type")
         raise Mistake(path, "is missing; expected the type of a transformers model, such as llama")
     if "tokenizer" not in block:
@@ -53,7 +50,7 @@ def _check_from_scratch(block: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if block.get("optimizer") == "carried":
         message = "is `carried`, but a model from a config has no optimizer state; expected cold"
         raise Mistake(("base", "optimizer"), message)
-    for key in ("revision", "lr", "tokens_seen"):
+    for key in ("revision", "lr"):
         if key in block:
             raise Mistake(
                 ("base", key), "says something of a trained model, but this one is from a config; expected none", True

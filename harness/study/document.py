@@ -5,6 +5,7 @@ Strict where YAML is lenient: duplicate keys, merge keys (`<<`), tags and keys t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
@@ -179,9 +180,9 @@ class _Reader:
             if kind == "int":
                 return _integer(text)
             if kind == "float":
-                return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
+                return _decimal(text)
         except ValueError:
-            raise self.error(node, path, f"`{text}` is not a number; expected one, or text in quotes") from None
+            raise self.error(node, path, f"`{text}` is no number; expected a finite one, or text in quotes") from None
         return None if kind == "null" else text.lower() == "true" if kind == "bool" else text
 
 
@@ -189,6 +190,13 @@ def _integer(text: str) -> int:
     digits = text.replace("_", "")
     base = {"0x": 16, "0o": 8, "0b": 2}.get(digits.lstrip("+-")[:2].lower(), 10)
     return int(digits, base)
+
+
+def _decimal(text: str) -> float:
+    number = float(text.replace("_", ""))  # `.inf` and `.nan` are no numbers for float()
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _walk(values: Any, path: Path) -> Any:

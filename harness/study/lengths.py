@@ -76,8 +76,8 @@ class Lengths:
         if not total.about and batches.denominator != 1:
             raise Mistake(
                 ("total",),
-                f"{total.text} leaves no whole number of batches of {batch:,} tokens for `{name}`; the nearest totals "
-                f"are {others + rest:,} and {others + rest + batch:,}, or write ~{total.text} to round",
+                f"{total.text} leaves no whole number of batches of {batch:,} tokens for `{name}`; expected one of "
+                f"the nearest, {others + rest:,} and {others + rest + batch:,}, or ~{total.text} to round",
             )
         if others + rest != total.value:
             self.notes[f"total: {total.text} rounded to {others + rest:,}, of which `{name}` takes {rest:,}"] = None

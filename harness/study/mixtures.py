@@ -68,7 +68,7 @@ def _absorbed(shares: Mapping[str, Fraction], axis: MixtureAxis, value: Fraction
     if value > most:
         raise Mistake(
             origin,
-            f"`{axis.vary}` at {write_share(value)} would take `{axis.absorb}` below 0; the largest share allowed "
-            f"is {write_share(most)}",
+            f"`{axis.vary}` at {write_share(value)} would take `{axis.absorb}` below 0; expected at most "
+            f"{write_share(most)}, the largest share allowed",
         )
     return {**shares, axis.vary: value, axis.absorb: most - value}

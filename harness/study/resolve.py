@@ -17,7 +17,7 @@ from harness.study.lengths import Lengths
 from harness.study.merge import merge
 from harness.study.mixtures import read_mixture
 from harness.study.paths import Path
-from harness.study.schedules import Declared, read_schedule, resolve_schedule, resolve_whole
+from harness.study.schedules import Declared, Setting, read_schedule, resolve_schedule, resolve_whole
 from harness.study.schema import description_of
 from harness.study.treatment import Base, Context, LearningRate, Optimizer, Rope, Stage, Treatment
 from harness.study.units import TokenCount, parse_size, parse_tokens
@@ -123,9 +123,8 @@ class Resolver:
         ended = last.end if last is not None else None
         key = (path, id(part.lr), part.optimizer.lr, tokens, part.batch_tokens, not before, ended == 0, base.lr)
         if (known := self._schedules.get(key)) is None:
-            known = resolve_schedule(
-                part.lr, path, part.optimizer.lr, tokens, part.batch_tokens, base.lr, not before, ended, self.lengths
-            )
+            setting = Setting(path, part.optimizer.lr, tokens, part.batch_tokens, base.lr, not before, ended)
+            known = resolve_schedule(part.lr, setting, self.lengths)
             known = self._schedules[key] = self._equal.setdefault(known, known)
         return known
 

@@ -42,32 +42,31 @@ def read_schedule(block: Mapping[str, Any], path: Path) -> Declared:
     )
 
 
-def resolve_schedule(
-    lr: Declared,
-    path: Path,
-    peak: float,
-    tokens: int,
-    batch: int,
-    base_lr: float | None,
-    first: bool,
-    ended: float | None,
-    lengths: Lengths,
-) -> LearningRate:
-    """The schedule of one stage of `tokens`. `peak`: its optimizer.lr; `ended`: where the previous stage's ended."""
-    if lr.start == "base" and not first:
-        raise Mistake(
-            (*path, "from"), "is `base`, but only the first stage starts where the base was left; expected a rate"
-        )
-    warmup = lengths.fit(lr.warmup, batch, (*path, "warmup"), least=0) if lr.warmup else 0
-    _check_warmup(lr, warmup, tokens, path)
-    resolved = _rates(lr, path, peak, base_lr, warmup)
-    if resolved.start is None and ended == 0 and not first and not resolved.end:
-        raise Mistake(
-            (*path, "from"),
-            "is missing, and the stage before ended at a rate of 0, so this one would not train; expected "
-            f"{description_of((*path, 'from'))}",
-        )
-    return resolved
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a schedule's numbers depend on.
+
+    peak: optimizer.lr. tokens, batch: of the stage. base_lr: the rate at which the base was left, None when unknown.
+    first: whether training starts here. ended: the rate at which the stage before ended, None for its constant rate.
+    """
+
+    path: Path
+    peak: float
+    tokens: int
+    batch: int
+    base_lr: float | None
+    first: bool = True
+    ended: float | None = None
+
+
+def resolve_schedule(lr: Declared, setting: Setting, lengths: Lengths) -> LearningRate:
+    """The schedule of one stage, its warm-up in whole batches. Raises Mistake for what does not fit the setting."""
+    path = setting.path
+    if lr.start == "base" and not setting.first:
+        message = "is `base`, but only the first stage starts where the base was left; expected a rate"
+        raise Mistake((*path, "from"), message)
+    warmup = lengths.fit(lr.warmup, setting.batch, (*path, "warmup"), least=0) if lr.warmup else 0
+    return _resolved(lr, setting, warmup)
 
 
 def resolve_whole(
@@ -76,8 +75,36 @@ def resolve_whole(
     """One schedule over all stages, given as (name, tokens, batch): its warm-up ends on a batch of some stage."""
     total = sum(tokens for _, tokens, _ in stages)
     warmup = _whole_warmup(lr.warmup, stages, lengths) if lr.warmup else 0
-    _check_warmup(lr, warmup, total, ("lr",))
-    return _rates(lr, ("lr",), peak, base_lr, warmup)
+    return _resolved(lr, Setting(("lr",), peak, total, stages[0][2], base_lr), warmup)
+
+
+def _resolved(lr: Declared, setting: Setting, warmup: int) -> LearningRate:
+    _check_warmup(lr, warmup, setting.tokens, setting.path)
+    if lr.start == "base" and setting.base_lr is None:
+        message = "is `base`, but `base.lr` is missing; expected base.lr or another rate"
+        raise Mistake((*setting.path, "from"), message)
+    start = lr.start.resolve(setting.peak) if isinstance(lr.start, Rate) else lr.start
+    resolved = LearningRate(lr.shape, start, lr.end.resolve(setting.peak) if lr.end else None, warmup)
+    _check_it_trains(resolved, setting)
+    return resolved
+
+
+def _check_it_trains(lr: LearningRate, setting: Setting) -> None:
+    """A rate of 0 from beginning to end, or a warm-up to 0, would be accepted and do nothing."""
+    if lr.start is None:
+        begin = setting.peak if setting.first else setting.ended
+        said = "is missing, and the stage before ended at a rate of 0"
+    else:
+        begin = setting.base_lr if lr.start == "base" else lr.start
+        said = "is a rate of 0"
+    if begin != 0:
+        return
+    if not lr.end:
+        expected = description_of((*setting.path, "from"))
+        raise Mistake((*setting.path, "from"), f"{said}, so nothing would train; expected {expected}")
+    if lr.warmup:
+        message = "would warm up to a rate of 0, where the shape starts; expected no warm-up, or `from` above 0"
+        raise Mistake((*setting.path, "warmup"), message)
 
 
 def _whole_warmup(count: TokenCount, stages: Sequence[tuple[str, int, int]], lengths: Lengths) -> int:
@@ -86,14 +113,7 @@ def _whole_warmup(count: TokenCount, stages: Sequence[tuple[str, int, int]], len
         if count.value <= start + tokens:
             return lengths.fit(count, batch, ("lr", "warmup"), least=0, start=start)
         start += tokens
-    raise Mistake(("lr", "warmup"), f"{count.text} is longer than all stages together, {start:,} tokens")
-
-
-def _rates(lr: Declared, path: Path, peak: float, base_lr: float | None, warmup: int) -> LearningRate:
-    if lr.start == "base" and base_lr is None:
-        raise Mistake((*path, "from"), "is `base`, but `base.lr` is missing; expected base.lr or another rate")
-    start = lr.start.resolve(peak) if isinstance(lr.start, Rate) else lr.start
-    return LearningRate(lr.shape, start, lr.end.resolve(peak) if lr.end else None, warmup)
+    raise Mistake(("lr", "warmup"), f"{count.text} is longer than all stages together; expected at most {start:,}")
 
 
 def _check_warmup(lr: Declared, warmup: int, tokens: int, path: Path) -> None:

@@ -135,7 +135,7 @@ class BpeTokenizer(Block):
 
 
 class BaseSpec(Block):
-    later: ClassVar[frozenset[str]] = frozenset({"run"})
+    later: ClassVar[frozenset[str]] = frozenset({"run", "tokens_seen"})
 
     model: Annotated[Annotated[Text, TEXT] | Annotated[ConfigModel, MAPPING], TEXT_OR_MAPPING] = Field(
         description="a folder, a hub id, a .gguf file or {config: {model_type: ...}}"
@@ -148,7 +148,6 @@ class BaseSpec(Block):
         "cold", description="cold or carried"
     )
     lr: Unsigned | None = Field(None, description="the rate at which the base was left, from 0")
-    tokens_seen: TokensOrNone | None = Field(None, description="tokens that the base has seen, such as 600B")
 
 
 class SourceSpec(Block):
@@ -299,7 +298,7 @@ class StudySpec(Block):
     question: str | None = Field(None, description="what the study asks, in words")
     notes: str | None = Field(None, description="text")
     include: Texts | None = Field(None, description="a list of files relative to this one; later ones win")
-    base: BaseSpec = Field(description="a mapping of model, tokenizer, optimizer, lr, tokens_seen")
+    base: BaseSpec = Field(description="a mapping of model, tokenizer, optimizer, lr")
     sources: Annotated[dict[str, SourceSpec], Field(min_length=1)] = Field(
         description="a mapping of at least one name: source"
     )
@@ -324,19 +323,18 @@ class StudySpec(Block):
 class BaseChange(Block):
     """What an arm may change of the base."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"model", "revision", "tokenizer", "run"})
+    later: ClassVar[frozenset[str]] = frozenset({"model", "revision", "tokenizer", "run", "tokens_seen"})
 
     optimizer: Annotated[Literal["cold", "carried"], choice("cold", "carried")] | None = Field(
         None, description="cold or carried"
     )
     lr: Unsigned | None = Field(None, description="the rate at which the base was left, from 0")
-    tokens_seen: TokensOrNone | None = Field(None, description="tokens that the base has seen, such as 600B")
 
 
 class ArmSpec(Block):
     """What an arm may change: the science of training. Everything else is the same for every arm."""
 
-    base: BaseChange | None = Field(None, description="a mapping of optimizer, lr, tokens_seen")
+    base: BaseChange | None = Field(None, description="a mapping of optimizer, lr")
     train: TrainSpec | None = Field(None, description="a mapping of what every stage inherits")
     lr: LrSpec | None = Field(None, description="one schedule over all stages: shape, from, to, warmup")
     total: TokensField | None = Field(None, description="tokens of all stages together, such as ~10B")

@@ -87,7 +87,6 @@ class Base:
     tokenizer: Mapping[str, Any]
     optimizer: Literal["cold", "carried"]
     lr: float | None
-    tokens_seen: int | None
 
     @property
     def from_scratch(self) -> bool:

@@ -187,8 +187,8 @@ def whole_batches(count: TokenCount, batch: int) -> int:
     if batches.denominator != 1:
         below, above = math.floor(batches) * batch, math.ceil(batches) * batch
         raise UnitError(
-            f"{count.text} is not a whole number of batches of {batch:,} tokens; the nearest are "
-            f"{below:,} and {above:,}, or write ~{count.text} to round"
+            f"{count.text} is not a whole number of batches of {batch:,} tokens; expected one of the "
+            f"nearest, {below:,} and {above:,}, or ~{count.text} to round"
         )
     return int(count.value)
 

@@ -16,7 +16,8 @@ from harness.study.units import kind
 
 AnyBlock = TypeVar("AnyBlock", bound=Block)
 
-_FREE = {("base", "model", "config"), ("ablate",)}  # below these the schema does not say what is written
+_CONFIG = ("base", "model", "config")  # below it the schema does not say what is written
+_ITEM = 3  # keys down to a key of an item of `ablate`; below it are axes, whose values are checked where they apply
 
 
 def validate(model: type[AnyBlock], values: Any, order: Callable[[Mistake], Any] | None = None) -> AnyBlock:
@@ -72,7 +73,7 @@ def _expected(model: type[Block], path: Path) -> str:
 
 def _empty(values: Any, path: Path) -> list[Path]:
     """Paths of the values that were left empty where that has no meaning."""
-    if path in _FREE:
+    if path == _CONFIG or (path[:1] == ("ablate",) and len(path) == _ITEM and values is not None):
         return []
     if isinstance(values, Mapping):
         return [found for key, value in values.items() for found in _empty(value, (*path, key))]

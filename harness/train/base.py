@@ -49,7 +49,7 @@ def describe_base(
     shape = shape_of(config)
     return {
         "identity": _identity(config, location, files),
-        "kind": _kind(base.model, location),
+        "kind": _kind(base.model, study_folder),
         "location": None if location is None else str(location),
         "config": _plain(config),
         "tokenizer": dict(tokenizer),
@@ -115,9 +115,8 @@ def _base_model(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> PreTrai
 def _scratch_config(base: Base, tokenizer: Mapping[str, Any]) -> PretrainedConfig:
     """The declared configuration; vocabulary and special tokens follow the tokenizer where nothing is declared."""
     eos = tokenizer["eos_token_id"]
-    given = base.model["config"]
     follows = {"vocab_size": tokenizer["vocab_size"], "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
-    return config_from_fields({**follows, **given})
+    return config_from_fields(base.model["config"], follows)
 
 
 def _locate(model: Mapping[str, Any], study_folder: Path) -> Path:
@@ -179,12 +178,13 @@ def _identity(config: PretrainedConfig, location: Path | None, files: list[dict[
     return digest({Path(file["path"]).name: file["sha256"] for file in files})
 
 
-def _kind(model: Mapping[str, Any], location: Path | None) -> str:
-    if location is None:
+def _kind(model: Mapping[str, Any], study_folder: Path) -> str:
+    if "config" in model:
         return "config"
-    if location.suffix == ".gguf":
+    name = str(model["path"])
+    if name.endswith(".gguf"):
         return "gguf"
-    return "folder" if location.name == Path(str(model["path"])).name else "hub"
+    return "folder" if (study_folder / Path(name).expanduser()).exists() else "hub"
 
 
 def _plain(config: PretrainedConfig) -> dict[str, Any]:

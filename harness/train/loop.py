@@ -165,8 +165,8 @@ def _update(unseen: _Unseen, figures: Sequence[float], names: Sequence[str]) -> 
 
 def labels_by_source(batch: Batch, sources: int) -> list[int]:
     """Trained labels of each source in a batch; counted on the host, where the batch was made."""
-    counts = np.count_nonzero(batch.labels != IGNORED, axis=1)
-    return [int(n) for n in np.bincount(batch.source, weights=counts, minlength=sources)]
+    counts = (batch.labels != IGNORED).sum(axis=1)
+    return np.bincount(batch.source, weights=counts, minlength=sources).astype(np.int64).tolist()
 
 
 def piece_at(pieces: Sequence[Piece], tokens: int) -> Piece:

@@ -8,6 +8,7 @@ another kernel with other rounding, and a resumed run would differ from an uncut
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from harness.study.errors import UserError, nearest
@@ -26,30 +28,38 @@ _OWN_SUFFIXES = {".safetensors"}
 _OWN_NAMES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 
 
-def config_from_fields(fields: Mapping[str, Any]) -> PretrainedConfig:
-    """A configuration from the study's `base.model.config`. Unknown fields and model types raise UserError."""
+def config_from_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> PretrainedConfig:
+    """A configuration from the study's `base.model.config`. Unknown fields and model types raise UserError.
+
+    defaults: fields that stand behind `fields` where the family has them.
+    """
     given = dict(fields)
     kind = given.pop("model_type", None)
     if kind is None:
         raise UserError("`base.model.config` needs `model_type` (such as llama, qwen3, gpt_neox).")
-    try:
-        plain = AutoConfig.for_model(kind)
-    except ValueError:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        raise UserError(f"`base.model.config.model_type: {kind}` is unknown; {nearest(kind, CONFIG_MAPPING)}") from None
-    known = set(plain.to_dict()) | {"rope_theta", "head_dim"}
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"`base.model.config.model_type: {kind}` is unknown; {nearest(kind, CONFIG_MAPPING)}")
+    plain = trainable(AutoConfig.for_model(kind))
+    # transformers takes any keyword and forgets it; a misspelt field must not pass for a setting.
+    known = set(plain.to_dict()) | set(plain.attribute_map)
+    if "rope_parameters" in known:
+        known |= {"rope_theta"}
     for name in given:
-        if name not in known and not hasattr(plain, name):
+        if name not in known:
             raise UserError(f"`base.model.config.{name}` is no field of {kind}; {nearest(name, known)}")
+    behind = {name: value for name, value in (defaults or {}).items() if name in known}
     try:
-        return trainable(AutoConfig.for_model(kind, **given))
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"`base.model.config` is not a {kind} configuration: {error}") from None
+        return trainable(AutoConfig.for_model(kind, **{**behind, **given}))
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"`base.model.config` is not a {kind} configuration: {_said(error)}") from None
 
 
 def trainable(config: PretrainedConfig) -> PretrainedConfig:
-    """`config` with dropout 0 and fp32 weights, changed in place."""
+    """`config` with dropout 0 and fp32 weights, changed in place. UserError when its models predict no next token."""
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(
+            f"a {config.model_type} model is not a causal language model; this harness trains no other kind."
+        )
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("pdrop") or name == "layerdrop") and isinstance(value, float | int):
             setattr(config, name, 0.0)
@@ -96,9 +106,20 @@ def load_model(folder: Path, config: PretrainedConfig | None = None) -> PreTrain
             f"{folder} does not hold all weights of its model: missing {', '.join(missing[:3]) or 'none'}, "
             f"of another shape {len(info.get('mismatched_keys', []))}."
         )
+    if folder.suffix == ".gguf":
+        return _dequantized(model)
     trainable(model.config)
     own_memory(model)
     return model.train()
+
+
+def _dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain model with the weights of a `.gguf` file; the loaded one counts as quantized and cannot be saved."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    plain = build_model(trainable(config), init_seed=0)
+    plain.load_state_dict(model.state_dict())
+    return plain
 
 
 def own_memory(model: nn.Module) -> None:
@@ -164,13 +185,14 @@ def _or_user_error(location: Path, load: Any) -> Any:
         return load()
     except ImportError as error:
         extra = " Install it with `pip install 'midtraining-ablation-harness[gguf]'`." if "gguf" in str(error) else ""
-        raise UserError(f"{location} cannot be loaded: {_first_line(error)}{extra}") from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{location} cannot be loaded as a causal language model: {_first_line(error)}") from None
+        raise UserError(f"{location} cannot be loaded: {_said(error)}{extra}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        raise UserError(f"{location} cannot be loaded as a causal language model: {_said(error)}") from None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _said(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ def single_mask_serves(config: PretrainedConfig) -> bool:
 def document_mask(position_ids: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor | None:
     """What is added to attention scores: [rows, 1, length, length], 0 to attend, -inf not to.
 
-    None where each row is one document.
     position_ids: int64 [rows, length], on the CPU, counting up by one inside a document and starting anew in the next.
     dtype: of the queries. A boolean mask would be made into this one again in every layer. None, where each row is one
     document, means plain causal attention, for which kernels have a faster path.

@@ -148,6 +148,7 @@ def _train(
     loop = prepare(folder, segment, start, settings.numerics)
     recorder = Recorder(attempt, segment, _shape(folder), start.tokens, progress)
     every = settings.checkpoint_every
+    model_folder = start.path / "model"  # whose tokenizer goes along: the newest checkpoint's, which is never removed
     while True:
         if stop.signal is not None or recorder.steps == settings.stop_after_steps:
             attempt.event("stopped", signal=stop.signal or "stop_after_steps", tokens=loop.tokens)
@@ -164,7 +165,8 @@ def _train(
                 return _diverge(attempt, segment, seen[-1], recorder)
         if due:
             recorder.flush()
-            marker = _save(attempt, segment, loop, start.path / "model", settings.keep)
+            marker = _save(attempt, segment, loop, model_folder, settings.keep)
+            model_folder = marker.model
             recorder.pause()
         if loop.tokens == end:
             return _finish(attempt, marker, settings, recorder.steps, {**recorder.summary(), "served": _served(loop)})

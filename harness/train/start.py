@@ -79,4 +79,5 @@ def fingerprint_at(segment: Mapping[str, Any], tokens: int) -> str:
     if tokens == segment["tokens_to"]:
         return str(segment["id"])
     pieces, data_seeds = read_pieces(segment["pieces"])
+    pieces, data_seeds = read_pieces(segment["pieces"])
     return state_at(base_state(segment["base"]), pieces, data_seeds, tokens)

@@ -71,7 +71,7 @@ class Design:
     primary: tuple[str, ...] = ("bpb.docs", "bpb.math", "quickstart.average")
     aliases: Mapping[str, str] = field(default_factory=lambda: {"mixture-as-written": "default"})
     threads: Mapping[str, int] = field(default_factory=dict)  # arm → threads, where not 1
-    trained_length: int = 128
+    beyond: int = 0  # items with positions beyond the trained length
     random_seed: int = 0
 
 
@@ -359,8 +359,11 @@ def _write_task(folder: Folder, design: Design, weights: str, task: Mapping[str,
         "settings": {"batch_size": 8, "num_fewshot": 0},
         "versions": {"lm_eval": "0.4.13"},
         "task_hash": key("task content", name),
-        "max_length": 128,
-        "trained_length": design.trained_length,
+        "max_length": 512,
+        "trained_length": 128,
+        "beyond_trained_length": design.beyond,
+        "truncated": 0,
+        "numerics": {"device": "cpu", "threads": 1},
         "seconds": 0.5,
     }
     evaluations.write(folder, weights, key("task", name), results, pyarrow.table(table))

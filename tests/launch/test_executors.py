@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,6 @@ class Recorder(Silent):
 
     def waiting(self, item: Work, elsewhere: Mapping[str, Any]) -> None:
         self.waited.append(item.id)
-
-
-@pytest.fixture(autouse=True)
-def stub_is_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    here = str(Path(__file__).parent)
-    monkeypatch.syspath_prepend(here)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, str(Path(__file__).parents[2])]))
-    yield
 
 
 @pytest.fixture(params=["debug", "local"])

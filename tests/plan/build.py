@@ -11,7 +11,7 @@ from harness.study.treatment import Arm, Base, Context, LearningRate, Optimizer,
 
 BATCH = 512
 ADAMW = Optimizer("adamw", 6e-3, (0.9, 0.95), 1e-8, 0.1, 1.0)
-SCRATCH = Base({"config": {"model_type": "llama"}}, {"bpe": {"vocab": 256, "sources": ["web"]}}, "cold", None, None)
+SCRATCH = Base({"config": {"model_type": "llama"}}, {"bpe": {"vocab": 256, "sources": ["web"]}}, "cold", None)
 IDENTITIES = Identities("w" * 64, "t" * 64, {"web": "1" * 64, "math": "2" * 64}, {})
 
 

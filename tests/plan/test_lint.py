@@ -9,6 +9,7 @@ import pytest
 
 from harness.plan.lint import CODES, Lint
 from harness.plan.plan import build_plan
+from harness.study.errors import Mistake
 from harness.study.treatment import Arm
 from tests.plan.studies import identities, study
 
@@ -79,6 +80,12 @@ def test_what_follows_from_a_declared_change_is_not_undeclared(tmp_path: Path) -
         "  - cases: {one: {lr: {shape: cosine, warmup: ~5k, to: 0.1x}}}",
     ):
         assert [item for item in findings(tmp_path, items) if item.code == "undeclared-difference"] == []
+
+
+def test_allowing_what_is_no_finding_is_a_mistake_with_its_place(tmp_path: Path) -> None:
+    with pytest.raises(Mistake, match="did you mean `schedule-open`") as caught:
+        findings(tmp_path, "  []", "control: default, allow: {default: [shedule-open]}")
+    assert caught.value.path == ("compare", "allow", "default", 0)
 
 
 def test_every_code_has_a_sentence_and_a_test() -> None:

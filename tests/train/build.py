@@ -14,7 +14,7 @@ from harness.data.loader import Loader
 from harness.data.token_store import STORE_VERSION, TokenSource
 from harness.plan.canonical import digest
 from harness.plan.fingerprint import base_state, state_at
-from harness.plan.science import DEFAULTS, DEFAULTS_VERSION, Piece, difference
+from harness.plan.science import DEFAULTS_VERSION, read_pieces
 from harness.store import manifests, states
 from harness.store.layout import Folder, StateFolder
 from harness.study.treatment import Base
@@ -53,7 +53,8 @@ def config_fields(model_type: str = "llama", **changes: Any) -> dict[str, Any]:
     if model_type in ("gpt_neox", "gpt2"):
         fields.pop("num_key_value_heads")
     if model_type == "gpt2":
-        fields = {key: value for key, value in fields.items() if key != "intermediate_size"}
+        fields = {key: value for key, value in fields.items() if key not in ("intermediate_size", "attention_dropout")}
+        fields["attn_pdrop"] = 0.1
     return {**fields, **changes}
 
 
@@ -119,7 +120,7 @@ class StudyFolder:
         self.folder = Folder(root / "results")
         self.tokenizer = self._tokenizer()
         self._sources()
-        declared = base or Base({"config": fields or LLAMA}, {"path": "unused"}, "cold", None, None)
+        declared = base or Base({"config": fields or LLAMA}, {"path": "unused"}, "cold", None)
         manifests.write_base(self.folder, describe_base(declared, root, self.tokenizer))
         self.manifest = manifests.read_base(self.folder)
         assert self.manifest is not None
@@ -142,7 +143,7 @@ class StudyFolder:
         parent, start, ids = self.base, 0, []
         for end in cuts:
             path = [{**p, "end": min(p["end"], end)} for p in pieces if p["start"] < end]
-            name = state_at(self.base, [_plan_piece(p) for p in path], end)
+            name = state_at(self.base, *read_pieces(path), end)
             segment = {"id": name, "kind": "train", "parent": parent, "stage": stage}
             segment |= {"tokens_from": start, "tokens_to": end, "base": self.science, "pieces": path}
             states.write_segment(self.folder.state(name), segment)
@@ -185,13 +186,6 @@ class StudyFolder:
             meta = {"version": STORE_VERSION, "source": source.identity, "dtype": "<u2", "sizes": sizes}
             (path / "meta.json").write_text(json.dumps(meta))
             manifests.write_source(self.folder, name, {"name": name, "identity": source.identity, "tokens": str(path)})
-
-
-def _plan_piece(value: Mapping[str, Any]) -> Piece:
-    fields = dict(value["science"])
-    data_seed, lr = fields.pop("data_seed"), fields.pop("lr")
-    key = digest([digest(difference(fields, DEFAULTS)), lr])
-    return Piece(value["start"], value["end"], value["stage"], fields, key, data_seed)
 
 
 def gradients(trained: Any) -> dict[str, torch.Tensor]:

@@ -107,7 +107,7 @@ def test_a_state_of_another_model_is_refused() -> None:
     optimizer = build_optimizer(other, ADAMW)
     _with_gradients(other)
     _step(other, optimizer)
-    with pytest.raises(ValueError, match="is .* not"):
+    with pytest.raises(ValueError, match=r"is .* not"):
         load_optimizer_tensors(model, build_optimizer(model, ADAMW), optimizer_tensors(other, optimizer))
     partial = dict(list(optimizer_tensors(other, optimizer).items())[:-1])
     with pytest.raises(ValueError, match="1 missing"):

@@ -110,5 +110,5 @@ def test_an_architecture_that_mixes_documents_is_refused() -> None:
         def forward(self, **inputs: torch.Tensor) -> object:
             return self.inner(input_ids=inputs["input_ids"])
 
-    with pytest.raises(UserError, match="masked.*cannot be kept by a llama model"):
+    with pytest.raises(UserError, match=r"masked.*cannot be kept by a llama model"):
         check_isolation(Leaky())

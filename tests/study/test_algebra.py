@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.study.algebra import arm_name, expand
+from harness.study.errors import Mistake
+from tests.study.conftest import Load
+
+STUDY: dict[str, Any] = {
+    "sources": {"web": {}, "code": {}, "math": {}},
+    "train": {"mixture": {"web": 0.6, "code": 0.1, "math": 0.3}},
+    "stages": {"stable": {}, "decay": {}},
+}
+AXES: dict[str, list[Any]] = {
+    "stages.decay.lr.shape": ["linear", "cosine", "1-sqrt"],
+    "stages.decay.context.length": [64, 128],
+    "stages.decay.tokens": ["~0.5B", "~1B", 512],
+    "train.optimizer.lr": [1e-3, 6e-3],
+    "stages.stable.context": [{"length": 64, "documents": "joined"}],
+}
+
+
+def names(*items: dict[str, Any]) -> list[str]:
+    return [arm.name for arm in expand({**STUDY, "ablate": list(items)})]
+
+
+def axis(path: str, values: list[Any]) -> dict[str, Any]:
+    return {path: values}
+
+
+axes = st.sampled_from(sorted(AXES)).flatmap(
+    lambda path: st.lists(st.sampled_from(range(len(AXES[path]))), min_size=1, unique=True).map(
+        lambda chosen: axis(path, [AXES[path][index] for index in chosen])
+    )
+)
+grids = st.lists(axes, min_size=1, max_size=3, unique_by=lambda one: next(iter(one))).map(lambda some: {"grid": some})
+one_by_one = axes.map(lambda one: {"one_at_a_time": one})
+mixtures = st.lists(st.sampled_from([0, 0.1, 0.3, 0.5]), min_size=1, unique=True).map(
+    lambda values: {"mixture": {"stage": "decay", "vary": "math", "values": values, "absorb": "web"}}
+)
+items = grids | one_by_one | mixtures
+
+
+@given(st.lists(items, max_size=4))
+def test_arms_are_unique_safe_as_folders_and_in_a_stable_order(some: list[dict[str, Any]]) -> None:
+    found = names(*some)
+    assert len(set(found)) == len(found)
+    assert found == names(*some)
+    assert all(re.fullmatch(r"[A-Za-z0-9._=,+-]{1,100}", name) for name in found)
+
+
+@given(st.lists(items, max_size=3), items)
+def test_an_item_that_is_added_renames_nobody(some: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    assert names(*some, more)[: len(names(*some))] == names(*some)
+
+
+@given(st.lists(items, max_size=4))
+def test_items_are_a_union(some: list[dict[str, Any]]) -> None:
+    assert set(names(*some)) == {name for item in some for name in names(item)}
+    assert names(*some, *some) == names(*some)
+
+
+@given(grids, st.randoms())
+def test_the_order_of_axes_names_the_same_arms(grid: dict[str, Any], random: Any) -> None:
+    shuffled = list(grid["grid"])
+    random.shuffle(shuffled)
+    assert set(names({"grid": shuffled})) == set(names(grid))
+
+
+@given(axes.map(lambda one: {"grid": [one]}))
+def test_an_axis_adds_its_own_change_to_every_name_and_no_other(grid: dict[str, Any]) -> None:
+    alone = [set(name.split(",")) for name in names(grid)]
+    crossed = [set(name.split(",")) for name in names({"grid": [*grid["grid"], axis("stages.stable.tokens", [512])]})]
+    assert [parts - {"stable.tokens=512"} for parts in crossed] == alone
+    assert all("stable.tokens=512" in parts for parts in crossed)
+
+
+def test_a_grid_crosses_mixture_decay_and_context() -> None:
+    grid = {
+        "grid": [
+            {"mixture": {"stage": "decay", "vary": "math", "values": [0.1, 0.3], "absorb": "web"}},
+            axis("stages.decay.lr.shape", ["linear", "1-sqrt"]),
+            axis("stages.decay.context.length", [64, 128]),
+        ],
+        "exclude": [{"math": 0.1, "stages.decay.context.length": 128}],
+    }
+    found = names(grid)
+    assert len(found) == 6
+    assert "decay.context.length=64,decay.lr.shape=1-sqrt,math=0.1" in found
+    assert not any("length=128" in name and "math=0.1" in name for name in found)
+
+
+def test_zip_goes_along_its_axes_together() -> None:
+    item = {"zip": [axis("stages.decay.tokens", [512, 1024]), axis("stages.decay.lr.to", [0, "0.1x"])]}
+    assert names(item) == ["decay.lr.to=0,decay.tokens=512", "decay.lr.to=0.1x,decay.tokens=1024"]
+
+
+def test_cases_have_their_own_names_and_blocks_are_flattened_in_others() -> None:
+    assert names({"cases": {"short": {"stages.decay.tokens": 512}}}) == ["short"]
+    block = {"length": 64, "rope": {"type": "default", "theta": 1.0e5}}
+    assert names({"one_at_a_time": {"stages.decay.context": [block]}}) == [
+        "decay.context.length=64,decay.context.rope.type=default,decay.context.rope.theta=100000"
+    ]
+
+
+def test_levels_are_what_the_user_wrote_and_changes_what_that_means(load: Load) -> None:
+    study = load("ablate:\n  - mixture: {stage: decay, vary: math, values: [0.5], absorb: web}\n")
+    arm = study.arm("math=0.5")
+    assert arm.levels == {"math": 0.5}
+    assert arm.changes == {"stages.decay.mixture": {"web": 0.4, "code": 0.1, "math": 0.5}}
+
+
+def test_a_mixture_axis_takes_from_the_source_that_absorbs() -> None:
+    item = {"mixture": {"stage": "decay", "vary": "math", "values": [0, 0.5], "absorb": "web"}}
+    changes = [arm.declared["stages.decay.mixture"] for arm in expand({**STUDY, "ablate": [item]})]
+    assert changes == [{"web": 0.9, "code": 0.1, "math": 0}, {"web": 0.4, "code": 0.1, "math": 0.5}]
+
+
+def test_a_proportional_mixture_axis_keeps_the_ratio_of_the_others_exactly() -> None:
+    item = {"mixture": {"stage": "decay", "vary": "math", "values": [0], "absorb": "proportional"}}
+    (arm,) = expand({**STUDY, "ablate": [item]})
+    assert arm.declared["stages.decay.mixture"] == {"web": "6/7", "code": "1/7", "math": 0}
+
+
+def test_names_that_only_differ_in_unsafe_characters_are_refused() -> None:
+    item = {"one_at_a_time": {"stages.decay.lr.to": [0]}}
+    same = {"cases": {"x": {"stages.decay.lr.to": 0}}}
+    assert names(item, same) == ["decay.lr.to=0", "x"]
+    with pytest.raises(Mistake, match="two arms have the name"):
+        names({"cases": {"x": {"stages.decay.tokens": 512}}}, same)
+
+
+def test_a_long_name_is_cut_and_stays_unique() -> None:
+    long = [arm_name("x" * 150 + end) for end in "ab"]
+    assert [len(name) for name in long] == [100, 100]
+    assert long[0] != long[1]
+    assert re.fullmatch("x{93}-[0-9a-f]{6}", long[0])
+
+
+def test_default_is_the_first_arm_and_the_unmodified_study(load: Load) -> None:
+    study = load("ablate:\n  - one_at_a_time: {stages.decay.lr.to: [0, 0.1x]}\n")
+    assert [arm.name for arm in study.arms] == ["default", "decay.lr.to=0", "decay.lr.to=0.1x"]
+    assert study.arms[0].changes == {}
+    assert study.arms[1].treatment == study.arms[0].treatment

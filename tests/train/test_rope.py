@@ -1,0 +1,91 @@
+"""Rotary embeddings: what a stage asks for is what the model and its exported configuration have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.study.errors import UserError
+from harness.train.model import build_model, config_from_fields
+from harness.train.rope import rebuild_rope, resolve_rope, rope_parameters, set_context
+from tests.train import build
+
+THETA = {"type": "default", "theta": 5e5}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def _config(model_type: str = "llama", **changes: Any) -> Any:
+    return config_from_fields(build.config_fields(model_type, **changes))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox", "olmo2"])
+def test_a_live_model_and_one_built_from_its_configuration_have_the_same_frequencies(family: str) -> None:
+    config = _config(family, hidden_size=64, **({"head_dim": 32} if family == "qwen3" else {}))
+    live = build_model(config, 1)
+    old = {name: buffer.clone() for name, buffer in live.named_buffers() if "inv_freq" in name}
+    set_context(live.config, resolve_rope(THETA, rope_parameters(config)), 64, 64)
+    rebuild_rope(live)
+    fresh = build_model(live.config, 1)
+    new = dict(fresh.named_buffers())
+    for name, buffer in live.named_buffers():
+        if "inv_freq" in name:
+            assert torch.equal(buffer, new[name]) and not torch.equal(buffer, old[name])
+    ids = torch.arange(1, 20).unsqueeze(0)
+    assert torch.equal(live(input_ids=ids).logits, fresh(input_ids=ids).logits)
+
+
+def test_frequencies_are_powers_of_theta() -> None:
+    config = _config()
+    set_context(config, resolve_rope(THETA, rope_parameters(config)), 64, 64)
+    found = build_model(config, 1).model.rotary_emb.inv_freq
+    torch.testing.assert_close(found, torch.tensor([5e5 ** (-2 * i / 8) for i in range(4)]))
+
+
+def test_a_partly_rotated_head_stays_partly_rotated() -> None:
+    base = rope_parameters(_config("gpt_neox"))
+    assert base is not None and "partial_rotary_factor" in base
+    resolved = resolve_rope(THETA, base)
+    assert resolved is not None and resolved["partial_rotary_factor"] == base["partial_rotary_factor"]
+    assert resolved["rope_theta"] == 5e5
+
+
+def test_base_keeps_the_model_s_own_kind_and_default_replaces_it_whole() -> None:
+    assert resolve_rope({"type": "base"}, LLAMA3) == LLAMA3
+    assert resolve_rope(THETA, LLAMA3) == {"rope_type": "default", "rope_theta": 5e5}
+
+
+def test_positions_grow_with_the_context_and_shrink_back_to_the_base_s() -> None:
+    config = _config()
+    for length, expected in ((128, 128), (32, 64)):
+        set_context(config, rope_parameters(config), length, 64)
+        assert config.max_position_embeddings == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "length", "message"),
+    [
+        ("gpt2", THETA, 16, "no rotary position embedding"),
+        ("gpt2", {"type": "base"}, 128, "longer than the 64 positions of the model .learned positions"),
+        ("llama", {"type": "yarn"}, 16, "not supported yet"),
+    ],
+)
+def test_what_the_model_cannot_do_is_a_user_error(family: str, rope: dict[str, Any], length: int, message: str) -> None:
+    config = _config(family)
+    with pytest.raises(UserError, match=message):
+        set_context(config, resolve_rope(rope, rope_parameters(config)), length, config.max_position_embeddings)
+
+
+def test_one_theta_for_a_model_with_a_rope_per_layer_type_is_refused() -> None:
+    nested = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    assert resolve_rope({"type": "base"}, nested) == nested
+    with pytest.raises(UserError, match="per layer type"):
+        resolve_rope(THETA, nested)
