@@ -105,7 +105,7 @@ def _one_per_seed(runs: Iterable[Run]) -> list[Run]:
 
 
 def _sources(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    return list(dict.fromkeys(name for rows in runs for row in rows[-1:] for name in row.get("loss_by_source") or {}))
+    return list(dict.fromkeys(name for rows in runs for row in rows for name in row.get("loss_by_source") or {}))
 
 
 def _last_tokens(rows: Sequence[Mapping[str, Any]]) -> int | None:

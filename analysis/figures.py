@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.curves import TOTAL, LossCurves, Schedule
+from analysis.curves import TOTAL, Line, LossCurves, Schedule
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 FILLS = ("#C9D7E8", "#F2C9A1", "#BFE0CF", "#E8CFE0", "#F3E3A8", "#D5D5D5", "#C8E6F5", "#E0C9B8")
@@ -49,7 +49,7 @@ class Styles:
 def loss_figure(curves: LossCurves, styles: Styles) -> str:
     """Training loss: the shared trunk, then each arm after it; whole batch and per source."""
     totals = curves.arms.get(TOTAL, {})
-    sources = sorted((name for name in curves.arms if name != TOTAL), key=lambda n: -len(curves.arms[n]))
+    sources = sorted((name for name in curves.arms if name != TOTAL), key=lambda n: (-_spread(curves.arms[n]), n))
     panels = [TOTAL, *sources[:MOST_SOURCES]] if len(sources) > 1 else [TOTAL]
     trunk = bool(curves.trunk.x)
     figure, axes = _canvas(len(panels) + trunk, 3.0 + 0.2 * ((len(totals) + 3) // 4))
@@ -72,6 +72,12 @@ def loss_figure(curves: LossCurves, styles: Styles) -> str:
     return _svg(figure, "loss")
 
 
+def _spread(lines: Mapping[str, Line]) -> float:
+    """How far apart the arms end: sources in which they differ most are the ones to show."""
+    ends = [line.y[-1] for line in lines.values()]
+    return max(ends) - min(ends)
+
+
 def schedule_figure(schedules: Sequence[Schedule], shared: int, styles: Styles) -> str:
     """Learning rate, and the mixture as strips along the path, from a little before the arms part."""
     strips = _strips(schedules)[:MOST_STRIPS]
@@ -91,22 +97,26 @@ def schedule_figure(schedules: Sequence[Schedule], shared: int, styles: Styles) 
 
 
 def _draw_strips(axis: Any, strips: Sequence[Strip], start: float, end: float) -> None:
-    sources = list(dict.fromkeys(n for strip in strips for _, _, shares, _ in strip.spans for n, _ in shares))
+    sources = list(dict.fromkeys(name for strip in strips for _, _, shares in strip.mixtures for name, _ in shares))
     fills = {name: FILLS[index % len(FILLS)] for index, name in enumerate(sources)}
-    _axis(axis, "mixture", "tokens", "")
+    _axis(axis, "mixture, %", "tokens", "")
     axis.grid(False)
     for row, strip in enumerate(strips):
-        for first, last, shares, context in strip.spans:
-            left, bottom = max(start, first), row + 0.39
+        for first, last, shares in strip.mixtures:
+            left, bottom = max(start, first), row + 0.42
             if last <= left:
                 continue
             for name, share in sorted(shares, key=lambda item: sources.index(item[0])):
-                bottom -= 0.78 * share
+                height = 0.84 * share
+                bottom -= height
                 box = {"color": fills[name], "edgecolor": "white", "linewidth": 0.5}
-                axis.bar(left, 0.78 * share, last - left, bottom, align="edge", **box)
-            text = _span_text(shares, context)
-            if len(text) * 0.011 * (end - start) < last - left:  # about a character's width of the panel
-                axis.text((left + last) / 2, row, text, fontsize=7, ha="center", va="center", color=INK)
+                axis.bar(left, height, last - left, bottom, align="edge", **box)
+                if height > 0.2 and last - left > 0.05 * (end - start):  # room for a number
+                    place = {"ha": "center", "va": "center", "fontsize": 7, "color": INK}
+                    axis.text((left + last) / 2, bottom + height / 2, f"{100 * share:.3g}", **place)
+        if strip.contexts:
+            text = "context " + " → ".join(f"{length:,}" for length in strip.contexts)
+            axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), fontsize=7.5, va="center", color=INK)
     axis.set_xlim(start, end)
     axis.set_ylim(len(strips) - 0.5, -0.5)
     axis.set_yticks(range(len(strips)), [_short(strip.arms, 2) for strip in strips], fontsize=7.5)
@@ -124,17 +134,13 @@ def _draw_strips(axis: Any, strips: Sequence[Strip], start: float, end: float) -
     )
 
 
-def _span_text(shares: Sequence[tuple[str, float]], context: int | None) -> str:
-    parts = [f"{name} {100 * share:.4g} %" for name, share in shares]
-    return ", ".join(parts + ([f"context {context:,}"] if context is not None else []))
-
-
 @dataclass(frozen=True)
 class Strip:
-    """Arms that are fed alike. spans: (start, end, shares, context length if arms differ in it)."""
+    """Arms that are fed alike. contexts: the path's context lengths in order, empty where no arm differs in them."""
 
     arms: list[str]
-    spans: tuple[tuple[int, int, tuple[tuple[str, float], ...], int | None], ...]
+    mixtures: tuple[tuple[int, int, tuple[tuple[str, float], ...]], ...]
+    contexts: tuple[int, ...]
 
 
 def _strips(schedules: Sequence[Schedule]) -> list[Strip]:
@@ -142,13 +148,9 @@ def _strips(schedules: Sequence[Schedule]) -> list[Strip]:
     several = len({schedule.lengths for schedule in schedules}) > 1
     groups: dict[Any, Strip] = {}
     for schedule in schedules:
-        spans = tuple(
-            (max(a, c), min(b, d), shares, length if several else None)
-            for a, b, shares in schedule.mixtures
-            for c, d, length in (schedule.lengths if several else ((a, b, 0),))
-            if max(a, c) < min(b, d)
-        )
-        groups.setdefault(spans, Strip([], spans)).arms.append(schedule.arm)
+        lengths = schedule.lengths if several else ()
+        strip = Strip([], schedule.mixtures, tuple(length for _, _, length in lengths))
+        groups.setdefault((schedule.mixtures, lengths), strip).arms.append(schedule.arm)
     return list(groups.values())
 
 

@@ -161,7 +161,7 @@ class Frame:
             if name == arm.name or name in arm.aliases:
                 return arm
         names = [name for arm in self.arms for name in (arm.name, *arm.aliases)]
-        raise UserError(f"{self.folder.root} has no arm `{name}`; {nearest(name, names)}")
+        raise UserError(f"{self.folder.root} has no arm `{name}`: {nearest(name, names)}")
 
     @cached_property
     def _by_arm(self) -> Mapping[str, Mapping[str, Run]]:

@@ -1,8 +1,9 @@
 """Generated addition facts, with operand pairs that never occur in them.
 
-A document is a few facts, one a line, each in one of `TEMPLATES` (the first, `37 + 45 = 82.`, is used half of the
-time). Operands are whole numbers from 0 to `LARGEST`. The pairs of `held_out_pairs()` never occur, in either order
-and in any template, so a model that completes them has generalised and not recalled.
+A document is a few facts, one a line, each in one of `TEMPLATES` (most often the first). Operands are whole numbers
+from 0 to `LARGEST`: few enough that a model of 0.2M parameters learns from some ten thousand tokens. A number always
+follows a space, so that a trained tokenizer spells it in one way. The pairs of `held_out_pairs()` never occur, in
+either order and in any template, so a model that completes them has generalised and not recalled.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from collections.abc import Iterator
 from functools import cache
 from random import Random
 
-GENERATOR_VERSION = 1
-LARGEST = 49
+GENERATOR_VERSION = 2
+LARGEST = 20
 TEMPLATES = (
-    "{a} + {b} = {c}.",
-    "{a} plus {b} is {c}.",
+    "Sum: {a} + {b} = {c}.",
+    "So {a} plus {b} is {c}.",
     "The sum of {a} and {b} is {c}.",
     "Adding {b} to {a} gives {c}.",
 )
-FIRST_TEMPLATE_SHARE = 0.5
+FIRST_TEMPLATE_SHARE = 0.6
 FACTS_PER_DOCUMENT = (4, 12)
-_HELD_OUT_ONE_IN = 12
+_HELD_OUT_ONE_IN = 5
 _PAIR_IN_TEXT = re.compile(r"(?<!\d)(\d+)(?:\s*\+\s*|\s+plus\s+|\s+and\s+|\s+to\s+)(\d+)(?!\d)")
 
 
@@ -31,7 +32,7 @@ _PAIR_IN_TEXT = re.compile(r"(?<!\d)(\d+)(?:\s*\+\s*|\s+plus\s+|\s+and\s+|\s+to\
 def held_out_pairs() -> tuple[tuple[int, int], ...]:
     """The operand pairs (a, b), a <= b, that no training text contains in either order; ascending, always the same.
 
-    A pair is held out when the SHA-256 of "a+b" is 0 modulo 12; pairs with an operand below 2 never are (their facts
+    A pair is held out when the SHA-256 of "a+b" is 0 modulo 5; pairs with an operand below 2 never are (their facts
     are rules, and text of other sources spells them out). Both orders of a pair make two evaluation items.
     """
     return tuple((a, b) for a in range(2, LARGEST + 1) for b in range(a, LARGEST + 1) if _held_out(a, b))

@@ -34,7 +34,8 @@ EXECUTORS = ("local", "debug")
 class Options:
     """What `ablate run` was asked for. folder None: `results/<study>`. jobs None: as the study says.
 
-    train=False evaluates what is there and trains nothing; `suites` are those that it was asked to add. perform: the work function, for tests of everything else.
+    train=False evaluates what is there and trains nothing; `suites` are those that it was asked to add.
+    perform: the work function, for tests of everything else.
     """
 
     study: Path

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from harness.data.loader import Cursor
+from harness.data.cursor import Cursor
 from harness.store import checkpoints
 from harness.store.atomic import read_json, staging_folder, write_json
 from harness.store.attempts import Attempt

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from harness.data.loader import Batch, Loader
 from harness.plan.schedule import rate
-from harness.train.loss import IGNORED, sums_by_source, token_losses
+from harness.train.loss import IGNORED, token_losses
 from harness.train.numerics import Numerics, Precision, attention_dtype
 from harness.train.optimizer import gradient_norm, trained_parameters, update
 from harness.train.packing import document_mask, single_mask_serves
@@ -42,12 +42,16 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class _Unseen:
-    """An update whose figures are still on the device. figures: [sources + 1], summed losses and the gradient norm."""
+    """An update whose figures are still on the device: figures [rows + 1], summed loss of each row and gradient norm.
+
+    labels, source: [rows], trained labels of each row and its source; counted on the host, where the batch was made.
+    """
 
     tokens: int
     step: int
     lr: float
-    labels: Sequence[int]
+    labels: list[int]
+    source: list[int]
     figures: Tensor
 
 
@@ -94,26 +98,26 @@ class Loop:
         tokens = self.loader.tokens
         science = piece_at(self.pieces, tokens)["science"]
         batch = self.loader.next()
-        labels = labels_by_source(batch, len(self.loader.source_names))
+        labels = (batch.labels != IGNORED).sum(axis=1).tolist()
         losses = self._accumulate_gradients(batch, science, max(1, sum(labels)))
         norm = gradient_norm(self._parameters)
-        figures = torch.cat([losses, norm.unsqueeze(0)])
+        figures = torch.cat([*losses, norm.unsqueeze(0)])
         self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
         lr = rate(science["lr"], tokens, science["batch_tokens"])
         update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
         self.step += 1
-        self._unseen.append(_Unseen(self.loader.tokens, self.step, lr, labels, figures))
+        self._unseen.append(_Unseen(self.loader.tokens, self.step, lr, labels, batch.source.tolist(), figures))
 
-    def _accumulate_gradients(self, batch: Batch, science: Mapping[str, Any], labels: int) -> Tensor:
-        """Gradients of the mean loss over the batch's labels. Returns the summed loss of each source, [sources]."""
-        losses = torch.zeros(len(self.loader.source_names), device=self._device)
+    def _accumulate_gradients(self, batch: Batch, science: Mapping[str, Any], labels: int) -> list[Tensor]:
+        """Gradients of the mean loss over the batch's labels. Returns the summed loss of each row, by micro-batch."""
+        losses = []
         rows = self.numerics.rows_per_forward(science["batch_tokens"], science["context"]["length"])
         for first in range(0, len(batch.input_ids), rows):
             micro = slice(first, first + rows)
             logits = self._logits(batch.input_ids[micro], batch.position_ids[micro], science["precision"])
-            nll = token_losses(logits, self._put(batch.labels[micro]))
-            (nll.sum() / labels).backward()
-            losses += sums_by_source(nll.detach(), self._put(batch.source[micro]), len(losses))
+            of_rows = token_losses(logits, self._put(batch.labels[micro])).sum(dim=1)
+            (of_rows.sum() / labels).backward()
+            losses.append(of_rows.detach())
         return losses
 
     def _logits(self, input_ids: np.ndarray, position_ids: np.ndarray, precision: Precision) -> Tensor:
@@ -137,36 +141,34 @@ class Loop:
         """The figures of the updates since the last look, up to the first that was not finite. Waits for the device."""
         if not self._unseen:
             return []
-        figures = torch.stack([unseen.figures for unseen in self._unseen]).tolist()
+        fetched = iter(torch.cat([unseen.figures for unseen in self._unseen]).tolist())
         seen = []
-        for unseen, values in zip(self._unseen, figures, strict=True):
-            seen.append(_update(unseen, values, self.loader.source_names))
+        for unseen in self._unseen:
+            losses = [next(fetched) for _ in unseen.source]
+            seen.append(_update(unseen, losses, next(fetched), self.loader.source_names))
             if not seen[-1].finite:
                 break
         self._unseen.clear()
         return seen
 
 
-def _update(unseen: _Unseen, figures: Sequence[float], names: Sequence[str]) -> Update:
-    *losses, norm = figures
+def _update(unseen: _Unseen, losses: list[float], norm: float, names: Sequence[str]) -> Update:
+    """The figures of one update; losses: summed, of each row."""
+    by_source, labels = [0.0] * len(names), [0] * len(names)
+    for source, loss, trained in zip(unseen.source, losses, unseen.labels, strict=True):
+        by_source[source] += loss
+        labels[source] += trained
+    total = sum(losses)
     return Update(
         tokens=unseen.tokens,
         step=unseen.step,
-        loss=sum(losses) / max(1, sum(unseen.labels)),
-        loss_by_source={
-            name: loss / labels for name, loss, labels in zip(names, losses, unseen.labels, strict=True) if labels
-        },
+        loss=total / max(1, sum(labels)),
+        loss_by_source={name: loss / n for name, loss, n in zip(names, by_source, labels, strict=True) if n},
         grad_norm=norm,
         lr=unseen.lr,
-        labels=sum(unseen.labels),
-        finite=all(math.isfinite(value) for value in figures),
+        labels=sum(labels),
+        finite=math.isfinite(total) and math.isfinite(norm),
     )
-
-
-def labels_by_source(batch: Batch, sources: int) -> list[int]:
-    """Trained labels of each source in a batch; counted on the host, where the batch was made."""
-    counts = (batch.labels != IGNORED).sum(axis=1)
-    return np.bincount(batch.source, weights=counts, minlength=sources).astype(np.int64).tolist()
 
 
 def piece_at(pieces: Sequence[Piece], tokens: int) -> Piece:

@@ -16,32 +16,31 @@ IGNORED = -100
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Negative log-likelihood per position; its backward turns what the forward computed into the gradient, in place.
+    """Negative log-likelihood per position; its backward turns the forward's probabilities into the gradient, in place.
 
-    With m the largest logit and e = exp(logits - m): nll = m + log(sum e) - logit of the label, and
-    d nll / d logits = e / sum e - onehot. Against log_softmax and nll_loss this takes the exponential once instead of
-    twice and allocates one tensor of the logits' size instead of three, the largest ones of a small model's step.
+    With p = softmax(logits), log sum exp(logits) = max logit - log(max p), where max p is never below 1 / vocabulary:
+    exact also where the label's own probability vanishes. d nll / d logits = p - onehot. Against log_softmax and
+    nll_loss this takes the exponential once instead of twice and makes one tensor of the logits' size instead of three,
+    the largest of a small model's step (measured at 512 x 1024 on a CPU: a fifth faster).
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        ctx.dtype = logits.dtype
-        logits = logits.float()
         trained = labels != IGNORED
         target = torch.where(trained, labels, 0).unsqueeze(-1)
-        largest = logits.amax(dim=-1, keepdim=True)
-        exponentials = (logits - largest).exp_()
-        total = exponentials.sum(dim=-1, keepdim=True)
-        ctx.exponentials = exponentials
-        ctx.save_for_backward(target, trained, total)
-        return (largest + total.log() - logits.gather(-1, target)).squeeze(-1).mul_(trained)
+        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        normalizer = logits.amax(dim=-1, keepdim=True) - probabilities.amax(dim=-1, keepdim=True).log()
+        ctx.dtype = logits.dtype
+        ctx.probabilities = probabilities
+        ctx.save_for_backward(target, trained)
+        return (normalizer - logits.gather(-1, target)).squeeze(-1).mul_(trained)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        target, trained, total = ctx.saved_tensors
+        target, trained = ctx.saved_tensors
         weight = (gradient * trained).unsqueeze(-1)
-        logits_gradient = ctx.exponentials.mul_(weight / total)
-        del ctx.exponentials  # it is the gradient now: a second backward would be wrong, and fails
+        logits_gradient = ctx.probabilities.mul_(weight)
+        del ctx.probabilities  # it is the gradient now: a second backward would be wrong, and fails
         logits_gradient.scatter_(-1, target, logits_gradient.gather(-1, target) - weight)
         return logits_gradient.to(ctx.dtype), None
 
@@ -55,9 +54,3 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     losses = _TokenLoss.apply(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
     assert isinstance(losses, Tensor)
     return losses.view(labels.shape)
-
-
-def sums_by_source(losses: Tensor, source: Tensor, sources: int) -> Tensor:
-    """Summed loss of each source: losses [rows, length], source int64 [rows] → [sources]."""
-    belongs = (source.unsqueeze(0) == torch.arange(sources, device=source.device).unsqueeze(1)).to(losses.dtype)
-    return belongs @ losses.sum(dim=1)

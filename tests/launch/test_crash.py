@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 from harness.launch import prepare, verify
+from harness.launch.executor import DebugExecutor
 from harness.launch.progress import Silent
 from harness.launch.run import Options, run
+from harness.launch.worker import PERFORM, load_perform
 from harness.store import attempts, states
 from harness.store.atomic import read_json
 from harness.store.layout import Folder
@@ -28,6 +30,7 @@ def final_weights(folder: Folder) -> dict[str, str | None]:
 
 
 def test_killed_twice_and_shared_or_not_the_final_weights_are_the_same(unscored: Path) -> None:
+    unscored.write_text(unscored.read_text().replace("data: [1, 2]", "data: [1]"))
     alone = run(Options(unscored, unscored.parent / "alone", executor="debug", share=False), Silent())
     assert alone.ended.exit_code == 0
 
@@ -40,9 +43,16 @@ def test_killed_twice_and_shared_or_not_the_final_weights_are_the_same(unscored:
 
     assert resumed_inside(finished.folder) >= 2
     weights = final_weights(finished.folder)
-    assert len(set(weights.values())) == len(weights) == 6 and None not in weights.values()
+    assert len(set(weights.values())) == len(weights) == 3 and None not in weights.values()
     assert weights == final_weights(alone.folder)
     assert verify.damage(finished.folder)[1] == []
+
+    numerics = verify.numerics_of(finished.folder, "more=0/d1")
+    executor = DebugExecutor(load_perform(PERFORM))
+    points = verify.retrain(finished.folder, "more=0/d1", root / "scratch", executor, numerics, Silent())
+    assert [(point.label, point.equal) for point in points] == [
+        *(("base", True), ("stable", True), ("decay", True), ("end", True))
+    ]
 
 
 def resumed_inside(folder: Folder) -> int:
