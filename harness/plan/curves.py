@@ -37,8 +37,8 @@ def _arm_rows(study: Study, arm: Arm, every: int) -> Iterator[list[Any]]:
     total_steps = sum(stage.tokens // stage.batch_tokens for stage in arm.treatment.stages)
     for stage in arm.treatment.stages:
         shares = dict(stage.mixture)
-        used = [name for name, _ in stage.mixture]
-        blend = Blend([share for _, share in stage.mixture])
+        used = sorted(shares)  # the loader's order: by name
+        blend = Blend([shares[name] for name in used])
         batch_rows = stage.batch_tokens // stage.context.length
         for _ in range(stage.tokens // stage.batch_tokens):
             while pieces[at][1] <= position:

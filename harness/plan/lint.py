@@ -144,8 +144,9 @@ def _stage_tokens(stage: Stage) -> dict[str, int]:
 
 @lru_cache(maxsize=100_000)  # arms share few distinct mixtures
 def _mixture_tokens(mixture: tuple[tuple[str, Fraction], ...], rows: int, length: int) -> dict[str, int]:
-    counts = drawn([share for _, share in mixture], rows)
-    return {name: count * length for (name, _), count in zip(mixture, counts, strict=True)}
+    by_name = sorted(mixture)  # as the loader draws them
+    counts = drawn([share for _, share in by_name], rows)
+    return {name: count * length for (name, _), count in zip(by_name, counts, strict=True)}
 
 
 def _steps(treatment: Treatment) -> int:

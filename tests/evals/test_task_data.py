@@ -34,7 +34,7 @@ def test_no_operand_pair_of_arithmetic_occurs_in_training_text(training_text: st
     asked = {frozenset((item["a"], item["b"])) for item in items("arithmetic")}
     numbers = (re.findall(r"\d+", line) for line in training_text.splitlines())
     added = {frozenset(map(int, (line[0], line[1]))) for line in numbers if len(line) == 3}
-    assert len(added) > 1000, "the training text is read"
+    assert len(added) > 150, "the training text is read"
     assert not asked & added
     # A fact whose sum stands first would escape the pairs above; no line holds the three numbers in any order.
     sums = {tuple(sorted((item["a"], item["b"], item["a"] + item["b"]))) for item in items("arithmetic")}

@@ -15,7 +15,7 @@ from typing import Any
 from harness.data import arithmetic, passages
 
 CHOICES = 4
-NEAR_MISSES = (-10, -2, -1, 1, 2, 10)
+MISSES = (-9, -7, -5, -4, -3, 3, 4, 5, 7, 9)  # wrong sums: near enough to be numbers of the right size
 FACTS = 200
 PASSAGES = 64
 PASSAGE_SEED = -1  # sources have seeds from 0, so no source generates these documents
@@ -53,7 +53,7 @@ def addition(a: int, b: int) -> dict[str, Any]:
     Choices end with the full stop of the training text, so that no choice is the beginning of another.
     """
     draw = Random(f"addition 1 {a} {b}")
-    wrong = draw.sample([a + b + miss for miss in NEAR_MISSES if a + b + miss >= 0], CHOICES - 1)
+    wrong = draw.sample([a + b + miss for miss in MISSES if a + b + miss >= 0], CHOICES - 1)
     values = [a + b, *wrong]
     draw.shuffle(values)
     prompt, full_stop = arithmetic.TEMPLATES[0].format(a=a, b=b, c="|").split(" |")
