@@ -165,7 +165,7 @@ def _at_work(
 def _progress(row: Mapping[str, Any] | None, bounds: Mapping[str, Any]) -> str:
     start, end = int(bounds["tokens_from"]), int(bounds["tokens_to"])
     reached = max(start, int(row["tokens"])) if row is not None else start
-    return f"{bounds['stage']} {(reached - start) / (end - start):.0%}"
+    return f"{(reached - start) / (end - start):.0%} of {bounds['stage']}"
 
 
 def _evaluated(folder: Folder, plan: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
@@ -194,7 +194,7 @@ def text(runs: list[RunStatus], width: int = 80) -> str:
         rows.append(
             [
                 run.name,
-                run.state + (f" ({run.detail})" if run.detail else ""),
+                f"{run.state} {run.detail}".strip(),
                 "" if run.step is None else str(run.step),
                 "" if run.tokens_per_second is None else tokens(run.tokens_per_second),
                 "" if run.loss is None else f"{run.loss:.3f}",

@@ -29,18 +29,20 @@ def text(plan: Plan, pools: Mapping[str, int] | None = None, width: int = 80) ->
     return "\n\n".join(part for part in parts if part)
 
 
-def table(rows: Sequence[Sequence[str]], right: Iterable[int] = (), width: int = 80) -> str:
-    """Aligned columns, the first row a header. `right`: columns of numbers. The widest text column gives way."""
-    columns = range(len(rows[0]))
-    widths = [max(len(row[i]) for row in rows) for i in columns]
-    over = sum(widths) + 2 * (len(widths) - 1) - width
-    if over > 0:
-        widest = max((i for i in columns if i not in set(right)), key=lambda i: widths[i])
-        widths[widest] = max(8, widths[widest] - over)
+def table(rows: Sequence[Sequence[str]], right: Iterable[int] = (), width: int = 80, names: int | None = 0) -> str:
+    """Aligned columns, the first row a header. `right`: columns of numbers. Text columns give way to `width`, the
+    widest first, the column of `names` last."""
+    numbers = set(right)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    texts = sorted((i for i in range(len(widths)) if i not in numbers), key=lambda i: (i == names, -widths[i]))
+    for i in texts:
+        over = sum(widths) + 2 * (len(widths) - 1) - width
+        if over > 0:
+            widths[i] = max(8, widths[i] - over)
     lines = []
     for row in rows:
         cells = [_fit(cell, widths[i]) for i, cell in enumerate(row)]
-        cells = [cell.rjust(widths[i]) if i in set(right) else cell.ljust(widths[i]) for i, cell in enumerate(cells)]
+        cells = [cell.rjust(widths[i]) if i in numbers else cell.ljust(widths[i]) for i, cell in enumerate(cells)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
