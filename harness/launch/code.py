@@ -11,12 +11,12 @@ from typing import Any
 import analysis
 import harness
 
-SUFFIXES = (".py", ".yaml")
+SUFFIXES = (".py", ".yaml", ".j2", ".css", ".js")
 
 
 @lru_cache(maxsize=1)
 def tree_hash() -> str:
-    """SHA-256 over the sorted (path, SHA-256 of the content) of every Python and YAML file of both packages."""
+    """SHA-256 over the sorted (path, SHA-256 of the content) of every source file of both packages."""
     hasher = hashlib.sha256()
     for package in (analysis, harness):
         root = Path(str(package.__file__)).parent

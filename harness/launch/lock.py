@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from harness.store.attempts import process_identity, process_start
 from harness.store.layout import Folder
 from harness.study.errors import UserError
 
@@ -29,9 +28,20 @@ def locked(folder: Folder) -> Iterator[None]:
                 f"follow it with `ablate status {folder.root} --watch`"
             ) from None
         file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        file.write(json.dumps(process_identity()))
         file.flush()
         yield
+
+
+def at_work(folder: Folder) -> bool:
+    """Whether the process that locked the folder last still lives, as far as can be seen from here: on another host it
+    is taken to. The lock itself is not tried, which would get in the way of a run that is starting."""
+    try:
+        holder = json.loads((folder.root / NAME).read_text())
+        here = holder["host"] == process_identity()["host"]
+        return not here or process_start(int(holder["pid"])) == holder["started"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _holder(text: str) -> str:

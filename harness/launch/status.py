@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harness.launch.lock import at_work
 from harness.launch.progress import duration, tokens
 from harness.plan.render import table
 from harness.store import attempts, evaluations, metrics, states
@@ -21,7 +22,7 @@ SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silen
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run. state: done, diverged, failed, damaged, training, stopped, silent, evaluating, waiting.
+    """One run. state: done, diverged, failed, damaged, training, stopped, silent, evaluating, unevaluated, waiting.
 
     detail: why, or how far. tokens, of: of the path. eta: seconds of training left of the running segment's path.
     """
@@ -180,7 +181,9 @@ def _evaluated(folder: Folder, plan: Mapping[str, Any], run: Mapping[str, Any]) 
             wanted += 1
             weights = None if done is None else done.weights
             there += weights is not None and _has(folder, weights, task["key"])
-    return ("done", "") if there == wanted else ("evaluating", f"{there} of {wanted} tasks")
+    if there == wanted:
+        return "done", ""
+    return ("evaluating" if at_work(folder) else "unevaluated"), f"{there}/{wanted}"
 
 
 def _has(folder: Folder, weights: str, key: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -247,7 +248,8 @@ def _runs(
         pieces = builder.pieces(arm.treatment, change_at)
         base_id = _base_id(arm, study.seed_sets[0].init, identities, bases, base_ids)
         # What two arms must share to be one, whatever the seeds.
-        fingerprint = digest([base_id, change_at, [[piece.key, piece.end] for piece in pieces]])[:LENGTH]
+        lines = [base_id, str(change_at), *(f"{piece.key} {piece.end}" for piece in pieces)]
+        fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:LENGTH]
         same_as = first_with.setdefault(fingerprint, arm.name)
         arms.append(PlanArm(arm.name, arm.changes, fingerprint, None if same_as == arm.name else same_as))
         if same_as != arm.name:

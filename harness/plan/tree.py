@@ -109,7 +109,33 @@ class _Builder:
             index = next(iter(by_next.values()))[0]
             self._cut(group, index, group.boundary, group.at, self._paths[index].pieces[depth - 1].stage)
         for sharing in by_next.values():
-            self._through(group, sharing)
+            if len(sharing) == 1:
+                self._alone(group, sharing[0])
+            else:
+                self._through(group, sharing)
+
+    def _alone(self, group: _Group, index: int) -> None:
+        """Follow a path that nobody shares any more to its end; it is cut where it needs a state itself."""
+        path = self._paths[index]
+        boundary, depth = group.boundary, group.depth
+        node, node_at, names = group.node, group.node_at, list(group.names)
+        stage = path.pieces[depth].stage if node_at >= group.at else self._stage(index, group, "")
+        for cut in path.cuts:
+            if cut <= node_at:
+                continue
+            while path.pieces[depth].end < cut:
+                piece = path.pieces[depth]
+                boundary = state_within(boundary, piece, path.data_seeds[depth], piece.end)
+                depth += 1
+                if piece.end == node_at:
+                    stage = path.pieces[depth].stage
+            piece = path.pieces[depth]
+            name = state_within(boundary, piece, path.data_seeds[depth], cut)
+            if name not in self.segments:
+                self.segments[name] = Segment(name, node, node_at, cut, index, stage)
+            names.append(name)
+            node, node_at, stage = name, cut, piece.stage
+        self.of_run[index] = names
 
     def _through(self, group: _Group, sharing: list[int]) -> None:
         """Cut the piece that `sharing` have in common; those for which it is equally long go on together."""

@@ -157,6 +157,8 @@ def test_a_failed_evaluation_fails_its_run_and_keeps_what_was_trained(scored: Pa
         ("more=0.3/d2", "ValueError: this cannot be scored")
     ]
     assert {item.name: item.state for item in status(first.folder)}["more=0.3/d2"] == "evaluating"
+    (root / ".lock").write_text("{}")  # the process that ran it is this one, and lives
+    assert {item.name: item.state for item in status(first.folder)}["more=0.3/d2"] == "unevaluated"
 
 
 def test_without_sharing_every_run_has_segments_of_its_own(unscored: Path) -> None:

@@ -94,7 +94,7 @@ def _updates(pieces: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
                 rate(science["lr"], t, BATCH),
                 science["mixture"],
                 science["context"],
-                batch.documents,
+                [[(loader.source_names[source], document) for source, document in row] for row in batch.documents],
                 batch.input_ids.tobytes(),
                 batch.labels.tobytes(),
                 batch.position_ids.tobytes(),
