@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from harness.launch import prepare, verify
 from harness.launch.executor import DebugExecutor
 from harness.launch.progress import Silent
@@ -29,6 +31,7 @@ def final_weights(folder: Folder) -> dict[str, str | None]:
     return found
 
 
+@pytest.mark.slow  # tests/proofs has the quick one, which kills controller and workers at once
 def test_killed_twice_and_shared_or_not_the_final_weights_are_the_same(unscored: Path) -> None:
     unscored.write_text(unscored.read_text().replace("data: [1, 2]", "data: [1]"))
     alone = run(Options(unscored, unscored.parent / "alone", executor="debug", share=False), Silent())
