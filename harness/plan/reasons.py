@@ -24,9 +24,14 @@ def settle(plan: Plan, observed: Observed) -> None:
         children.setdefault(segment.parent, []).append(segment)
     wanted = _wanted_states(plan, observed)
     passed = _passed_states(plan, observed, children)
+    beyond = _beyond_divergence(plan, observed)
     for segment in reversed(plan.segments.values()):  # children before parents
         seen = observed.states.get(segment.id)
         there = seen is not None and seen.outcome in ("trained", "diverged")
+        if segment.id in beyond:
+            segment.needed = False
+            segment.state, segment.reason = "reused", "its path diverged before it: a result, not retried"
+            continue
         parent_of_work = any(child.needed and child.start_path is None for child in children.get(segment.id, ()))
         if there and seen is not None:
             segment.needed = False
@@ -72,6 +77,16 @@ def _passed_states(plan: Plan, observed: Observed, children: Mapping[str, list[S
             if child.id in passed or (seen is not None and seen.outcome in ("trained", "diverged")):
                 passed.add(segment.id)
     return passed
+
+
+def _beyond_divergence(plan: Plan, observed: Observed) -> set[str]:
+    """States that come after one that diverged: nobody can reach them."""
+    beyond: set[str] = set()
+    for segment in plan.segments.values():  # parents before children
+        seen = observed.states.get(segment.parent)
+        if segment.parent in beyond or (seen is not None and seen.outcome == "diverged"):
+            beyond.add(segment.id)
+    return beyond
 
 
 def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool) -> None:

@@ -148,8 +148,8 @@ def _cost(plan: Plan) -> str:
     shared, unshared = totals["tokens"], totals["tokens_unshared"]
     saved = f" ({1 - shared / unshared:.0%} saved by sharing)" if unshared else ""
     lines = [
-        f"tokens: {count(shared)} shared, {count(unshared)} unshared{saved}; to train now: "
-        f"{count(totals['tokens_to_train'])}",
+        f"tokens: {count(shared)} shared, {count(unshared)} unshared{saved}",
+        f"to train now: {count(totals['tokens_to_train'])} tokens",
     ]
     if totals["flops"] is not None:
         lines.append(f"FLOPs: {totals['flops']:.3g}; GPU-hours: {_hours(totals['gpu_hours'])}")

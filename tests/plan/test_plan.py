@@ -140,6 +140,16 @@ def test_a_changed_tokenizer_re_keys_everything_and_says_why(tmp_path: Path) -> 
     assert not set(after.segments) & set(plan.segments)
 
 
+def test_what_comes_after_a_divergence_is_neither_trained_nor_counted(tmp_path: Path) -> None:
+    plan = build_plan(study(tmp_path), identities(), None, [TASK])
+    trunk = plan.runs[0].path[0]
+    seen = Observed({trunk: StateSeen("diverged", code="c")}, code="c")
+    after = build_plan(study(tmp_path), identities(), None, [TASK], seen)
+    other_seed = {name for run in after.runs if trunk not in run.path for name in run.path}
+    assert set(to_train(after)) == other_seed
+    assert after.totals["tokens_to_train"] == sum(to_train(after).values())
+
+
 def test_code_that_changed_flags_and_does_not_retrain(tmp_path: Path) -> None:
     plan = build_plan(study(tmp_path), identities(), None, [TASK])
     seen = finished(plan)
