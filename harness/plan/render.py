@@ -48,10 +48,10 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = (), width: int =
 
 
 def count(number: float) -> str:
-    """A token count as people read it: 261,632 as it is, 2.06M, 10.5B above a million."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+    """A token count as people read it: 9,728 as it is, above that 261k, 2.06M, 10.5B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if number >= size:
-            return f"{number / size:.3g}{unit}"
+            return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
     return f"{number:,.0f}"
 
 

@@ -274,7 +274,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]")
 
 
 def arm_name(text: str) -> str:
-    """A name that is safe as a folder: `~` goes, other characters become `-`, a long one is cut and ends in 6 hex digits."""
+    """A name that is safe as a folder: no `~`, `-` for other characters; a long one is cut and ends in 6 hex digits."""
     name = _UNSAFE.sub("-", text.replace("~", ""))  # `~` says how a count is rounded: no part of a name
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 7]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
