@@ -178,6 +178,7 @@ def _bench(verbs: Any) -> None:
     benches = verbs.add_parser("bench", help="measured figures", description="measured figures")
     kinds = benches.add_subparsers(metavar="BENCH", required=True, parser_class=Parser)
     _verb(kinds, "loop", "the training loop against a bare PyTorch loop", bench_loop)
+    _verb(kinds, "plan", "the plan of 10,000 arms, the whole command", bench_plan)
     made = _verb(kinds, "share", "a study with and without sharing, wall-clock", bench_share)
     _study_arguments(made)
     _executor_arguments(made)
@@ -332,6 +333,13 @@ def bench_loop(options: argparse.Namespace) -> int:
     from harness.train.bench import bench_loop as measure
 
     found = measure()
+    return _json(found) if options.json else _say(json.dumps(found, indent=1))
+
+
+def bench_plan(options: argparse.Namespace) -> int:
+    from harness.launch.bench_plan import bench
+
+    found = bench()
     return _json(found) if options.json else _say(json.dumps(found, indent=1))
 
 

@@ -71,7 +71,7 @@ def ablate(cache: Path, *arguments: str | Path, code: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == code, done.stdout
     assert "Traceback" not in done.stdout, done.stdout

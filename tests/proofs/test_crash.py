@@ -15,6 +15,8 @@ from tests.proofs.ablate import STUDY, ablate, command, disagreements, environme
 
 LONGER = STUDY.replace("total: ~60k", "total: ~250k")
 
+pytestmark = pytest.mark.slow
+
 
 def start(cache: Path, study: Path, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(

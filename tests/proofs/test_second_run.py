@@ -6,7 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.proofs.ablate import ablate, final_weights, plan_of, updates, write_study
+
+pytestmark = pytest.mark.slow
 
 
 def copy(undisturbed: Path, tmp_path: Path) -> Path:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.proofs.ablate import DECAYS, ablate, disagreements, events, final_weights, plan_of, updates, write_study
 
 BATCH = 512
+
+pytestmark = pytest.mark.slow
 
 
 def test_weights_are_bit_identical_without_sharing_and_the_work_is_what_the_plans_say(
