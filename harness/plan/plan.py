@@ -177,7 +177,7 @@ class Plan:
                     "stage": segment.stage,
                     "tokens_from": segment.tokens_from,
                     "tokens_to": segment.tokens_to,
-                    "flops": segment.flops,
+                    "flops": None if segment.flops is None else float(segment.flops),  # beyond 64-bit integers
                     "state": segment.state,
                     "reason": segment.reason,
                 }
@@ -358,7 +358,7 @@ def _totals(plan: Plan) -> dict[str, Any]:
         "tokens": sum(segment.tokens_to - segment.tokens_from for segment in segments),
         "tokens_unshared": sum(run.tokens for run in plan.runs),
         "tokens_to_train": sum(segment.tokens_to - segment.start_tokens for segment in to_train),
-        "flops": flops,
+        "flops": None if flops is None else float(flops),
         "gpu_hours": None if flops is None else cost.gpu_hours(flops),
         "gpu_hours_basis": cost.GPU_HOURS_BASIS,
         "eval_gpu_hours": None,  # no honest estimate before a task has been timed
