@@ -54,6 +54,8 @@ def find_path(text: str, root: type[Block], document: Mapping[str, Any]) -> tupl
         elif get_origin(here) is dict:
             if get_args(here)[1] is Any:
                 return (*path, *rest.split("."))
+            if path == ("compare", "allow"):  # keys are arms, which are checked against the arms themselves
+                return (*path, rest)
             valid = _names(path, document)
         else:
             raise Mistake(path, f"holds one value, so `{text}` names nothing; expected `{dotted(path)}`")

@@ -62,6 +62,11 @@ def test_set_reads_its_value_as_yaml_and_wins_over_the_file(load: Load) -> None:
     assert study.spec.launch.jobs == 2
 
 
+def test_set_may_allow_a_finding_of_an_arm_that_the_file_does_not_name(load: Load) -> None:
+    study = load("", "compare.allow.default=[no-control]")
+    assert study.spec.compare.allow == {"default": ["no-control"]}
+
+
 def test_a_later_set_wins(load: Load) -> None:
     assert load("", "study=one", "study=two").spec.study == "two"
 
