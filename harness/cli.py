@@ -233,7 +233,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def reconcile(asked: Options, as_json: bool) -> int:
-    from harness.launch import outcome
+    from harness.launch import outcome, served
     from harness.launch.progress import listener_for, tokens
     from harness.launch.run import run as bring_to_plan
 
@@ -248,6 +248,8 @@ def reconcile(asked: Options, as_json: bool) -> int:
         return ended.exit_code
     if ended.failed:
         print(outcome.failure_table(ended.failed, str(done.folder.root), asked.command()))
+    if done.trained_tokens:
+        print(served.text(done.folder))
     print(f"trained {tokens(done.trained_tokens)} tokens, evaluated {done.evaluated} states; {outcome.counts(ended)}")
     if done.report is not None:
         print(f"report: {done.report}")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CODES: Mapping[str, str] = {
     "undeclared-difference": "an arm differs from the baseline in something that it does not declare",
     "unequal-tokens": "an arm trains on another number of tokens than the baseline, and `compare.equal` is tokens",
+    "unequal-flops": "an arm's path costs more than 1 % more or less than the baseline's, and `compare.equal` is flops",
     "schedule-open": "an arm's learning rate has not come to the end of a decay where it is compared",
     "confounded": "an axis also changes another source's tokens, the total or the number of updates",
     "no-control": "no arm spends the same budget on the pre-training mixture",
@@ -40,11 +41,11 @@ class Lint:
     message: str
 
 
-def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]]) -> list[Lint]:
+def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]], flops: Mapping[str, int] | None = None) -> list[Lint]:
     """Findings against the study's baseline, allowed ones left out.
 
     ends: the first and last piece of the schedule of each arm that is trained, by name. Raises Mistake for an `allow`
-    that names no code.
+    that names no code. flops: of the path of each arm that is trained; None while the model is not known.
     """
     compare = study.spec.compare
     _check_allowed(compare.allow)
@@ -55,6 +56,8 @@ def lint(study: Study, ends: Mapping[str, tuple[Piece, Piece]]) -> list[Lint]:
     for arm in arms:
         if arm is not baseline:
             found += facts.against_baseline(arm, compare.equal)
+            if compare.equal == "flops" and flops is not None and arm.name in flops:
+                found += _unequal_flops(arm.name, flops[arm.name], baseline.name, flops.get(baseline.name))
         if arm.name in ends:
             first, last = ends[arm.name]
             found += _schedule_open(arm, last)
@@ -196,6 +199,13 @@ def _covered(path: str, declared: Iterable[str]) -> bool:
         if ".lr." in path and (change.endswith("optimizer.lr") or change == "lr" or change.startswith("lr.")):
             return True
     return False
+
+
+def _unequal_flops(name: str, flops: int, baseline: str, reference: int | None) -> Iterator[Lint]:
+    """Whole batches cannot be split, so within 1 % counts as equal."""
+    if reference is not None and abs(flops - reference) > 0.01 * reference:
+        message = f"costs {flops:.4g} FLOPs, {baseline} {reference:.4g}"
+        yield Lint("error", "unequal-flops", name, message)
 
 
 def _schedule_open(arm: Arm, last: Piece) -> Iterator[Lint]:

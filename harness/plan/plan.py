@@ -230,7 +230,8 @@ def build_plan(
     plan.evals = _evals(study, plan, observed)
     reasons.settle(plan, observed)
     plan.totals = _totals(plan)
-    plan.lint = lint(study, {run.arm: (run.pieces[0].science["lr"], run.pieces[-1].science["lr"]) for run in runs})
+    ends = {run.arm: (run.pieces[0].science["lr"], run.pieces[-1].science["lr"]) for run in runs}
+    plan.lint = lint(study, ends, None if shape is None else _path_flops(runs, shape))
     return plan
 
 
@@ -343,6 +344,17 @@ def _evals(study: Study, plan: Plan, observed: Observed) -> list[PlanEval]:
                 done = weights is not None and (weights, task.key) in observed.evaluations
                 evals.append(PlanEval(run.name, point.label, point.state, task, done))
     return evals
+
+
+def _path_flops(runs: Sequence[PlanRun], shape: cost.ModelShape) -> dict[str, int]:
+    """Floating-point operations of each arm's whole path, shared or not."""
+    return {
+        run.arm: sum(
+            (piece.end - piece.start) * shape.flops_per_token(piece.science["context"]["length"])
+            for piece in run.pieces
+        )
+        for run in runs
+    }
 
 
 def _totals(plan: Plan) -> dict[str, Any]:

@@ -88,6 +88,16 @@ def test_allowing_what_is_no_finding_is_a_mistake_with_its_place(tmp_path: Path)
     assert caught.value.path == ("compare", "allow", "default", 0)
 
 
+def test_equal_flops_is_checked_where_equal_tokens_would_not_do(tmp_path: Path) -> None:
+    longer = "  - cases: {long: {train.context.length: 512}}"
+    assert "unequal-flops" not in {item.code for item in findings(tmp_path, longer)}
+    found = [item for item in findings(tmp_path, longer, "control: default, equal: flops") if item.level == "error"]
+    assert [(item.code, item.arm) for item in found] == [("unequal-flops", "long")]
+    more = "  - cases: {more: {total: ~120k}}"
+    codes = {item.code for item in findings(tmp_path, more, "control: default, equal: flops")}
+    assert "unequal-flops" in codes and "unequal-tokens" not in codes
+
+
 def test_every_code_has_a_sentence_and_a_test() -> None:
-    tested = {*PLANTED, "no-control", "cold-without-warmup", "undeclared-difference"}
+    tested = {*PLANTED, "unequal-flops", "no-control", "cold-without-warmup", "undeclared-difference"}
     assert set(CODES) == tested
