@@ -130,7 +130,7 @@ def _segment(state: StateFolder, bounds: Mapping[str, Any]) -> _Segment:
     checkpoint = max(state.checkpoint_tokens(), default=None)
     tokens_now = int(row["tokens"]) if row is not None else int(bounds["tokens_from"])
     try:
-        done: Done | None = states.verify_state(state, contents=False)
+        done = _read_done(state)
     except Damaged as reason:
         return _Segment("damaged", str(reason), tokens_now, row, len(numbers), checkpoint)
     if done is not None:
@@ -139,6 +139,14 @@ def _segment(state: StateFolder, bounds: Mapping[str, Any]) -> _Segment:
         return _Segment(outcome, detail, done.tokens, row, len(numbers), checkpoint)
     word, detail = _at_work(state, numbers, row, bounds)
     return _Segment(word, detail, tokens_now, row, len(numbers), checkpoint)
+
+
+def _read_done(state: StateFolder) -> Done | None:
+    """The state's marker, its checkpoint looked at; a checkpoint that is not there at all was not kept (a record)."""
+    done = states.read_done(state)
+    if done is None or done.checkpoint is None or not (state.checkpoints / done.checkpoint).exists():
+        return done
+    return states.verify_state(state, contents=False)
 
 
 def _at_work(
