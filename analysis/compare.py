@@ -6,6 +6,7 @@ Differences are A − B. Exploratory by nature: every metric is looked at, so th
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,9 @@ def _mcnemar(frame: Frame, metric: Metric, d: Difference) -> list[dict[str, Any]
     return tests or None
 
 
+WIDTH = 80  # columns of a terminal
+
+
 def compare_text(found: dict[str, Any]) -> str:
     """The comparison as a table for a terminal."""
     a, b = found["a"], found["b"]
@@ -111,10 +115,12 @@ def compare_text(found: dict[str, Any]) -> str:
         if line["reason"]:
             reasons[f"run-level error not estimated: {line['reason']}"] = None
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    numbers = ["  ".join(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)) for row in rows]
+    if widths[0] + 2 + len(numbers[0]) <= WIDTH:
+        table = [f"{row[0].ljust(widths[0])}  {line}" for row, line in zip(rows, numbers, strict=True)]
+    else:  # names above their numbers
+        table = [f"  {numbers[0]}"]
+        table += [f"{row[0]}\n  {line}" for row, line in zip(rows[1:], numbers[1:], strict=True)]
     table.insert(1, "─" * len(table[0]))
     partial = [line for line in found["metrics"] if line["difference"] is not None]
     if any(abs(line["a"] - line["b"] - line["difference"]) > 1e-4 * abs(line["a"]) for line in partial):
@@ -125,7 +131,7 @@ def compare_text(found: dict[str, Any]) -> str:
         *reasons,
     ]
     head = f"{found['study']}: A = {a['arm']} ({a['runs']}), B = {b['arm']} ({b['runs']})"
-    return "\n".join([head, "", *table, "", *notes])
+    return "\n".join([head, "", *table, "", *(textwrap.fill(note, WIDTH) for note in notes)])
 
 
 def _text_row(line: dict[str, Any]) -> list[str]:
