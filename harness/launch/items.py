@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.launch.work import Work
+from harness.plan.reasons import lost_states
 
 if TYPE_CHECKING:
     from harness.evals.settings import EvalTask
@@ -17,7 +18,7 @@ def items_of(plan: Plan, tasks: Sequence[EvalTask], diverged: Collection[str] = 
 
     diverged: states that will never be there; what hangs on them is left out. train=False: evaluations only.
     """
-    lost = _below(plan, diverged)
+    lost = lost_states(plan, diverged)
     items: list[Work] = []
     users = _users(plan)
     if train:
@@ -62,15 +63,6 @@ def _users(plan: Plan) -> Mapping[str, list[str]]:
         for state in (run.base, *run.path):
             users.setdefault(state, []).append(run.name)
     return users
-
-
-def _below(plan: Plan, diverged: Collection[str]) -> set[str]:
-    """The diverged states and every state after them."""
-    lost = set(diverged)
-    for segment in plan.segments.values():  # parents come first
-        if segment.parent in lost:
-            lost.add(segment.id)
-    return lost
 
 
 def named(users: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.plan.fingerprint import state_at
@@ -24,11 +24,11 @@ def settle(plan: Plan, observed: Observed) -> None:
         children.setdefault(segment.parent, []).append(segment)
     wanted = _wanted_states(plan, observed)
     passed = _passed_states(plan, observed, children)
-    beyond = _beyond_divergence(plan, observed)
+    lost = lost_states(plan, [name for name, seen in observed.states.items() if seen.outcome == "diverged"])
     for segment in reversed(plan.segments.values()):  # children before parents
         seen = observed.states.get(segment.id)
         there = seen is not None and seen.outcome in ("trained", "diverged")
-        if segment.id in beyond:
+        if segment.id in lost:
             segment.needed = False
             segment.state, segment.reason = "reused", "its path diverged before it: a result, not retried"
             continue
@@ -79,14 +79,13 @@ def _passed_states(plan: Plan, observed: Observed, children: Mapping[str, list[S
     return passed
 
 
-def _beyond_divergence(plan: Plan, observed: Observed) -> set[str]:
-    """States that come after one that diverged: nobody can reach them."""
-    beyond: set[str] = set()
+def lost_states(plan: Plan, diverged: Collection[str]) -> set[str]:
+    """The diverged states and every state after them, which nobody can reach."""
+    lost = set(diverged)
     for segment in plan.segments.values():  # parents before children
-        seen = observed.states.get(segment.parent)
-        if segment.parent in beyond or (seen is not None and seen.outcome == "diverged"):
-            beyond.add(segment.id)
-    return beyond
+        if segment.parent in lost:
+            lost.add(segment.id)
+    return lost
 
 
 def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool) -> None:
