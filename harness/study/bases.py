@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.study.errors import Mistake, nearest
 from harness.study.treatment import Base
+from harness.study.units import parse_tokens
 
 
 def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
@@ -28,6 +29,7 @@ def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
         else tokenizer,
         optimizer=block.get("optimizer", "cold"),
         lr=None if block.get("lr") is None else float(block["lr"]),
+        tokens_seen=None if block.get("tokens_seen") is None else int(parse_tokens(block["tokens_seen"]).value),
     )
 
 
@@ -50,7 +52,7 @@ def _check_from_scratch(block: Mapping[str, Any], config: Mapping[str, Any]) -> 
     if block.get("optimizer") == "carried":
         message = "is `carried`, but a model from a config has no optimizer state; expected cold"
         raise Mistake(("base", "optimizer"), message)
-    for key in ("revision", "lr"):
+    for key in ("revision", "lr", "tokens_seen"):
         if key in block:
             raise Mistake(
                 ("base", key), "says something of a trained model, but this one is from a config; expected none", True

@@ -122,8 +122,8 @@ def _tokens_or_rest(value: Any) -> units.TokenCount | Literal["rest"]:
         raise UnitError(f"{error}, or rest (what `total` leaves)") from None
 
 
-def _exact_tokens(value: Any) -> int:
-    count = _count(value, 1)
+def _exact(value: Any, least: int) -> int:
+    count = _count(value, least)
     if count.about:
         raise UnitError(f"`{count.text}` would be rounded to nothing known; expected a count without ~")
     return int(count.value)
@@ -166,7 +166,8 @@ _SHARE_SCHEMA = _number_or_text("number", "^[0-9]+/[0-9]+$", minimum=0, maximum=
 Tokens = Annotated[units.TokenCount, unit(lambda value: _count(value, 1), _COUNT_SCHEMA)]
 TokensOrNone = Annotated[units.TokenCount, unit(lambda value: _count(value, 0), _COUNT_SCHEMA)]
 TokensOrRest = Annotated[units.TokenCount | Literal["rest"], unit(_tokens_or_rest, _REST_SCHEMA)]
-ExactTokens = Annotated[int, unit(_exact_tokens, _COUNT_SCHEMA)]
+ExactTokens = Annotated[int, unit(lambda value: _exact(value, 1), _COUNT_SCHEMA)]
+TokensSeen = Annotated[int, unit(lambda value: _exact(value, 0), _COUNT_SCHEMA)]
 Size = Annotated[int, unit(units.parse_size, _number_or_text("integer", _SIZE_PATTERN, minimum=1))]
 Share = Annotated[Fraction, unit(units.parse_share, _SHARE_SCHEMA)]
 RateOrTimes = Annotated[units.Rate, unit(units.parse_rate, _RATE_SCHEMA)]

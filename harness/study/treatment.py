@@ -87,6 +87,7 @@ class Base:
     tokenizer: Mapping[str, Any]
     optimizer: Literal["cold", "carried"]
     lr: float | None
+    tokens_seen: int | None = None  # tokens that the base was trained on, where declared
 
     @property
     def from_scratch(self) -> bool:

@@ -1,0 +1,18 @@
+"""Plain values that many blocks hold, and which of them may be `null`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+NULLABLE = frozenset({"clip", "limit", "checkpoint_every"})  # keys for which `null` has a meaning: none
+
+Positive = Annotated[float, Field(gt=0)]
+Unsigned = Annotated[float, Field(ge=0)]
+Fraction01 = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[list[Seed], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1)]

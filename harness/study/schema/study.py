@@ -1,0 +1,77 @@
+"""A whole study, and what an arm may change of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from harness.study.blocks import Block, NothingTracked, TokensSeen, choice
+from harness.study.blocks import Tokens as TokensField
+from harness.study.paths import description
+from harness.study.schema.ablation import ItemSpec, SeedsSpec
+from harness.study.schema.base import BaseSpec, SourceSpec
+from harness.study.schema.evaluation import CompareSpec, EvalSpec
+from harness.study.schema.execution import BudgetSpec, KeepSpec, LaunchSpec
+from harness.study.schema.scalars import Text, Texts, Unsigned
+from harness.study.schema.training import LrSpec, StageSpec, TrainSpec
+
+
+class StudySpec(Block):
+    """A whole study, after include and `--set`."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"controls"})
+
+    schema_version: Literal[1] = Field(alias="schema", description="1, the version of this grammar")
+    study: Text = Field(description="the study's name")
+    question: str | None = Field(None, description="what the study asks, in words")
+    notes: str | None = Field(None, description="text")
+    include: Texts | None = Field(None, description="a list of files relative to this one; later ones win")
+    base: BaseSpec = Field(description="a mapping of model, tokenizer, optimizer, lr")
+    sources: Annotated[dict[str, SourceSpec], Field(min_length=1)] = Field(
+        description="a mapping of at least one name: source"
+    )
+    train: TrainSpec = Field(default_factory=TrainSpec, description="a mapping of what every stage inherits")
+    lr: LrSpec | None = Field(None, description="one schedule over all stages: shape, from, to, warmup")
+    total: TokensField | None = Field(None, description="tokens of all stages together, such as ~10B")
+    stages: Annotated[dict[str, StageSpec], Field(min_length=1)] = Field(
+        description="an ordered mapping of at least one name: stage"
+    )
+    ablate: list[ItemSpec] = Field(
+        default_factory=list, description="a list of grid, zip, cases, one_at_a_time or mixture items"
+    )
+    seeds: SeedsSpec = Field(default_factory=SeedsSpec, description="a mapping of init, data, pair, from")
+    eval: EvalSpec = Field(default_factory=EvalSpec, description="a mapping of suites, at, max_length, held_out")
+    compare: CompareSpec = Field(default_factory=CompareSpec, description="a mapping of baseline, control, ...")
+    launch: LaunchSpec = Field(default_factory=LaunchSpec, description="a mapping of jobs, threads, device, ...")
+    budget: BudgetSpec = Field(default_factory=BudgetSpec, description="a mapping of gpu_hours")
+    keep: KeepSpec = Field(default_factory=KeepSpec, description="a mapping of checkpoints")
+    track: NothingTracked = Field("none", description="none")
+
+
+class BaseChange(Block):
+    """What an arm may change of the base."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"model", "revision", "tokenizer", "run"})
+
+    optimizer: Annotated[Literal["cold", "carried"], choice("cold", "carried")] | None = Field(
+        None, description="cold or carried"
+    )
+    lr: Unsigned | None = Field(None, description="the rate at which the base was left, from 0")
+    tokens_seen: TokensSeen | None = Field(None, description="tokens that the base was trained on, such as 600B")
+
+
+class ArmSpec(Block):
+    """What an arm may change: the science of training. Everything else is the same for every arm."""
+
+    base: BaseChange | None = Field(None, description="a mapping of optimizer, lr")
+    train: TrainSpec | None = Field(None, description="a mapping of what every stage inherits")
+    lr: LrSpec | None = Field(None, description="one schedule over all stages: shape, from, to, warmup")
+    total: TokensField | None = Field(None, description="tokens of all stages together, such as ~10B")
+    stages: dict[str, StageSpec] | None = Field(None, description="a mapping of the stages to change")
+
+
+def description_of(path: Sequence[str | int]) -> str:
+    """What is expected at a path of the study, in words."""
+    return description(StudySpec, path) or "a value"
