@@ -171,7 +171,9 @@ def _compare(verbs: Any) -> None:
 
 
 def _schema(verbs: Any) -> None:
-    _verb(verbs, "schema", "the JSON Schema of a study file, for editors", schema, machine_readable=False)
+    about = "the JSON Schema of a study file, for editors"
+    verb = _verb(verbs, "schema", about, schema, machine_readable=False)
+    verb.add_argument("--markdown", action="store_true", help="the reference of the study file instead, for readers")
 
 
 def _bench(verbs: Any) -> None:
@@ -326,6 +328,11 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def schema(options: argparse.Namespace) -> int:
+    if options.markdown:
+        from harness.study.reference import reference
+
+        print(reference(), end="")
+        return DONE
     from harness.study import json_schema
 
     return _json(json_schema())
