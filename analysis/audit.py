@@ -12,8 +12,8 @@ from typing import Any
 from analysis.frame import Frame
 from harness.store import attempts, metrics
 
-# Facts of one process that say nothing about what it computed.
-INCIDENTAL = frozenset({"schema", "host", "pid", "started", "time"})
+# What an attempt's environment says about what it computed; host, user and process say nothing about it.
+COMPUTED = ("numerics", "code", "versions")
 
 HEX = re.compile("[0-9a-f]{40,}")
 
@@ -81,15 +81,18 @@ def _evaluation_numerics(frame: Frame, run: str, label: str) -> dict[str, str]:
 def _environments(frame: Frame, state: str) -> list[dict[str, str]]:
     folder = frame.folder.state(state)
     found = (attempts.read_env(folder, number) for number in folder.attempt_numbers())
-    return [_flat(environment) for environment in found if environment is not None]
+    return [computed_with(environment) for environment in found if environment is not None]
+
+
+def computed_with(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Numerics, code and versions of an attempt, flat: `numerics.threads` and so on."""
+    return _flat({name: environment[name] for name in COMPUTED if name in environment})
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"numerics": {"threads": 1}}` as `{"numerics.threads": "1"}`, without incidental fields."""
+    """`{"numerics": {"threads": 1}}` as `{"numerics.threads": "1"}`."""
     flat: dict[str, str] = {}
     for name, inner in value.items():
-        if name in INCIDENTAL:
-            continue
         if isinstance(inner, Mapping):
             flat |= _flat(inner, f"{prefix}{name}.")
         else:
@@ -119,7 +122,7 @@ def costs(frame: Frame) -> dict[str, Cost]:
         for state in run.path:
             users.setdefault(state, set()).add(run.arm)
     found = {}
-    for arm in frame.arms:
+    for arm in frame.compared:
         runs = frame.runs_of(arm.name)
         path = [frame.segments[state] for state in runs[0].path] if runs else []
         own = [segment for segment in path if users[segment["id"]] == {arm.name}]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from analysis.effects import ALPHA, POWER, Comparisons, Difference
 from analysis.frame import Frame
-from analysis.metrics import Metric, decimals_for, number
+from analysis.margins import ONE_SIDED, Kept, Retained, retained
+from analysis.metrics import Metric, decimals_for, margin_text, number
 from analysis.statistics import Interval
 from analysis.tables import significant
 
 SCHEMA = 1
+MOST_NAMED = 8  # arms that a sentence names; the tables have all of them
 METHOD = (
     "difference of run means, least squares of arm + seed; residual pooled over arms; adjusted: Dunnett over arms, "
     "Bonferroni over primary metrics"
@@ -34,10 +36,57 @@ def claims(frame: Frame, comparisons: Comparisons) -> dict[str, Any]:
         "claims": [
             _claim(frame, comparisons, comparisons.to_baseline[arm.name, metric.name])
             for metric in frame.primary
-            for arm in frame.arms
+            for arm in frame.compared
             if arm.name != frame.compare.baseline
         ],
+        "not_worse": [_kept(kept) for kept in retained(comparisons).values()],
     }
+
+
+def _kept(kept: Retained) -> dict[str, Any]:
+    """A margin's verdict; `bound` is one-sided, simultaneous over arms and margins, in the metric's own unit."""
+    d = kept.difference
+    return {
+        "metric": d.metric.name,
+        "higher_is_better": d.metric.higher_is_better,
+        "unit": "share" if d.metric.percent else d.metric.unit,
+        "arm": d.arm,
+        "baseline": d.reference,
+        "margin": kept.margin,
+        "difference": significant(d.estimate),
+        "bound": significant(kept.bound),
+        "alpha": ONE_SIDED,
+        "verdict": kept.verdict,
+        "reason": d.reason or None,
+        "seeds": list(d.seeds),
+        "runs": list(d.runs),
+        "evaluations": list(d.evaluations),
+    }
+
+
+def margin_answers(frame: Frame, comparisons: Comparisons) -> list[tuple[Metric, list[str]]]:
+    """Per metric with a margin, in clauses: who is shown to lose less than it, who more, and who neither."""
+    found = retained(comparisons)
+    return [
+        (
+            frame.by_name[name],
+            _margin_clauses(frame.by_name[name], [k for k in found.values() if k.metric.name == name]),
+        )
+        for name in frame.compare.not_worse
+    ]
+
+
+def _margin_clauses(metric: Metric, found: Sequence[Retained]) -> list[str]:
+    by = {verdict: [f"`{k.arm}`" for k in found if k.verdict == verdict] for verdict in get_args(Kept)}
+    margin = margin_text(metric, found[0].margin) if found else ""
+    openings = {
+        "not worse": f"not worse by more than {margin}: ",
+        "worse": f"worse by more than {margin}: ",
+        "not shown": f"not shown to be within {margin}: ",
+        "not estimated": "not estimated: ",
+    }
+    clauses = [opening + _listed(by[verdict]) for verdict, opening in openings.items() if by[verdict]]
+    return _sentence(clauses or ["there is no arm to compare"])
 
 
 def _claim(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, Any]:
@@ -94,7 +143,7 @@ def answers(frame: Frame, comparisons: Comparisons) -> list[tuple[Metric, list[s
 
 def _clauses(frame: Frame, comparisons: Comparisons, metric: Metric) -> list[str]:
     baseline = frame.compare.baseline
-    found = [comparisons.to_baseline[arm.name, metric.name] for arm in frame.arms if arm.name != baseline]
+    found = [comparisons.to_baseline[arm.name, metric.name] for arm in frame.compared if arm.name != baseline]
     digits = metric_decimals(comparisons, metric)
     clauses = []
     for verdict in ("better", "worse"):
@@ -115,7 +164,10 @@ def _clauses(frame: Frame, comparisons: Comparisons, metric: Metric) -> list[str
         if d.verdict == "not estimated":
             by_reason.setdefault(d.reason, []).append(f"`{d.arm}`")
     clauses += [f"not estimated ({reason}): {_listed(names)}" for reason, names in by_reason.items()]
-    clauses = clauses or ["there is no arm to compare"]
+    return _sentence(clauses or ["there is no arm to compare"])
+
+
+def _sentence(clauses: list[str]) -> list[str]:
     clauses[0] = clauses[0][0].upper() + clauses[0][1:]
     return [clause + ";" for clause in clauses[:-1]] + [clauses[-1] + "."]
 
@@ -133,5 +185,8 @@ def _spaced(unit: str) -> str:
 
 
 def _listed(parts: Iterable[str]) -> str:
+    """`a, b and c`; the first of very many, and how many more."""
     items: Sequence[str] = list(parts)
+    if len(items) > MOST_NAMED + 1:
+        items = [*items[:MOST_NAMED], f"{len(items) - MOST_NAMED} more"]
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]

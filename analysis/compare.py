@@ -14,7 +14,8 @@ from analysis import statistics
 from analysis.claims import metric_decimals
 from analysis.effects import Comparisons, Difference
 from analysis.frame import END, Frame, read_frame
-from analysis.metrics import Metric, bound, number
+from analysis.margins import ONE_SIDED, against_margin
+from analysis.metrics import Metric, bound, margin_text, number
 from analysis.tables import counts_text, significant
 from harness.study.errors import UserError
 
@@ -28,6 +29,11 @@ def compare(folder: Path, arm_a: str, arm_b: str) -> dict[str, Any]:
     a, b = frame.arm(arm_a), frame.arm(arm_b)
     if a == b:
         raise UserError(f"`{arm_a}` and `{arm_b}` are one arm under two names: there is nothing to compare.")
+    for arm in (a, b):
+        if arm.control:
+            raise UserError(
+                f"`{arm.name}` checks the study itself and is in no fit; the report's section Controls has its verdict."
+            )
     comparisons = Comparisons(frame)
     lines = [_line(frame, comparisons, comparisons.difference(m, a.name, b.name)) for m in frame.metrics]
     tested = [line for line in lines if line["p"] is not None]
@@ -62,9 +68,25 @@ def _line(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, An
         "p_holm": None,
         "reason": d.reason or None,
         "sign_flip_p": significant(statistics.sign_flip_test(by_seed)) if 1 < len(by_seed) <= MOST_SIGNS else None,
+        "margin": _margin(frame, d),
         "item_se": significant(d.item_se),
         "items": d.items or None,
         "mcnemar": _mcnemar(frame, metric, d),
+    }
+
+
+def _margin(frame: Frame, d: Difference) -> dict[str, Any] | None:
+    """Whether A loses less than the study's margin against B, by this comparison alone; None without a margin."""
+    margin = frame.compare.not_worse.get(d.metric.name)
+    if margin is None:
+        return None
+    found = against_margin(d, margin, None)
+    return {
+        "margin": margin,
+        "text": margin_text(d.metric, margin),
+        "bound": significant(found.bound),
+        "alpha": ONE_SIDED,
+        "verdict": found.verdict,
     }
 
 
@@ -129,9 +151,23 @@ def compare_text(found: dict[str, Any]) -> str:
         "interval: paired by seed, error pooled over all arms of the study; p adjusted over these metrics (Holm); "
         "SE item: paired over items, n of them",
         *reasons,
+        *(_margin_note(line) for line in found["metrics"] if line["margin"] is not None),
     ]
     head = f"{found['study']}: A = {a['arm']} ({a['runs']}), B = {b['arm']} ({b['runs']})"
     return "\n".join([head, "", *table, "", *(textwrap.fill(note, WIDTH) for note in notes)])
+
+
+def _margin_note(line: dict[str, Any]) -> str:
+    kept = line["margin"]
+    words = {
+        "not worse": f"A is not worse than B by more than {kept['text']}",
+        "worse": f"A is worse than B by more than {kept['text']}",
+        "not shown": f"neither shown to be within {kept['text']} of B nor beyond",
+        "not estimated": f"the margin of {kept['text']} cannot be judged without a run-level error",
+    }
+    scale = 100.0 if line["unit"] == "share" else 1.0
+    end = "" if kept["bound"] is None else f" (bound {bound(kept['bound'] * scale, line['decimals'])}, one-sided 2.5 %)"
+    return f"{line['metric']}: {words[kept['verdict']]}{end}"
 
 
 def _text_row(line: dict[str, Any]) -> list[str]:
@@ -148,7 +184,7 @@ def _text_row(line: dict[str, Any]) -> list[str]:
         shown(line["b"]),
         shown(line["difference"], True),
         "—" if interval is None else f"[{bound(interval[0] * scale, digits)}, {bound(interval[1] * scale, digits)}]",
-        "—" if line["p_holm"] is None else f"{line['p_holm']:.2g}",
+        "—" if line["p_holm"] is None else f"{line['p_holm']:.2g}" if line["p_holm"] else "<1e-12",
         shown(line["item_se"], extra=1),
         str(line["items"] or "—"),
     ]

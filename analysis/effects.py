@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from analysis import statistics
-from analysis.frame import END, Frame, Items
+from analysis.frame import END, Frame
+from analysis.items import Items
 from analysis.metrics import Metric
 from analysis.statistics import AdditiveFit, Estimate, Interval
 
@@ -61,6 +62,7 @@ class Comparisons:
     """All fits and differences of a frame, computed when asked for."""
 
     frame: Frame
+    _correlations: dict[tuple[str, str], float] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def fits(self) -> Mapping[str, AdditiveFit | None]:
@@ -69,7 +71,7 @@ class Comparisons:
         for metric in self.frame.metrics:
             cells = {
                 (arm.name, seed): value.value
-                for arm in self.frame.arms
+                for arm in self.frame.compared
                 for seed, value in self.frame.at_end(arm.name, metric.name).items()
             }
             fits[metric.name] = statistics.fit_additive(cells) if cells else None
@@ -78,7 +80,7 @@ class Comparisons:
     @property
     def family(self) -> tuple[int, int]:
         """How many (arms, primary metrics) the adjusted intervals hold for together: all that were planned."""
-        return len(self.frame.arms) - 1, len(self.frame.compare.primary)
+        return len(self.frame.compared) - 1, len(self.frame.compare.primary)
 
     @cached_property
     def to_baseline(self) -> Mapping[tuple[str, str], Difference]:
@@ -94,7 +96,7 @@ class Comparisons:
     def _all(self, reference: str) -> dict[tuple[str, str], Difference]:
         return {
             (arm.name, metric.name): self.difference(metric, arm.name, reference)
-            for arm in self.frame.arms
+            for arm in self.frame.compared
             for metric in self.frame.metrics
             if arm.name != reference
         }
@@ -109,7 +111,7 @@ class Comparisons:
 
         They add degrees of freedom and no variation, so a pooled error that includes them is too small.
         """
-        values = {arm.name: self.frame.at_end(arm.name, metric) for arm in self.frame.arms}
+        values = {arm.name: self.frame.at_end(arm.name, metric) for arm in self.frame.compared}
         still = [
             name
             for name, by_seed in values.items()
@@ -117,6 +119,13 @@ class Comparisons:
         ]
         varying = any(len({v.value for v in by_seed.values()}) > 1 for by_seed in values.values())
         return tuple(still) if varying else ()
+
+    def correlation(self, metric: str, reference: str) -> float:
+        """The smallest correlation between two arms' differences to `reference`, at most ½; once per reference."""
+        fit = self.fits[metric]
+        if (metric, reference) not in self._correlations:
+            self._correlations[metric, reference] = 0.5 if fit is None else _least_correlation(fit, reference)
+        return self._correlations[metric, reference]
 
     def difference(self, metric: Metric, arm: str, reference: str) -> Difference:
         """The difference of two arms with all that is known about its error."""
@@ -174,7 +183,7 @@ class Comparisons:
         if not confirmatory:
             return with_error
         arms, metrics = self.family
-        rho = _least_correlation(fit, known.reference)
+        rho = self.correlation(known.metric.name, known.reference)
         critical = statistics.dunnett_critical(arms, fit.df, ALPHA / metrics, rho)
         low, high = known.estimate - critical * se, known.estimate + critical * se
         return replace(
@@ -198,9 +207,10 @@ def _least_correlation(fit: AdditiveFit, reference: str) -> float:
     ½ in a complete table. Where runs are missing the critical value for the smallest one is the larger one, so the
     intervals hold at least what they promise.
     """
+    if fit.n == len(fit.arms) * len(fit.seeds):
+        return 0.5  # a complete table
     others = [arm for arm in fit.arms if arm != reference and fit.estimable(arm, reference)]
-    found = [fit.correlation(a, b, reference) for i, a in enumerate(others) for b in others[:i]]
-    return round(max(0.0, min([0.5, *found])), 9)
+    return round(max(0.0, min(0.5, fit.least_correlation(others, reference))), 9)
 
 
 def item_difference(frame: Frame, metric: Metric, arm: str, reference: str, seeds: Sequence[str]) -> Estimate | None:

@@ -1,4 +1,4 @@
-"""The report's figures as SVG text: loss curves, and learning rate with mixture.
+"""The report's figures as SVG and PDF: loss curves, learning rate with mixture, scores along training.
 
 matplotlib is imported when a figure is drawn. The same series give the same bytes: ids are salted with the figure's
 name and no date is written. Colours are Okabe and Ito's, which colour-blind readers tell apart; the baseline is
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.curves import TOTAL, Line, LossCurves, Schedule
+from analysis.trajectory import Trajectory
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 FILLS = ("#C9D7E8", "#F2C9A1", "#BFE0CF", "#E8CFE0", "#F3E3A8", "#D5D5D5", "#C8E6F5", "#E0C9B8")
@@ -22,6 +23,9 @@ BASELINE, CONTROL, GRID, INK = "#111111", "#8A8A8A", "#E3E3E3", "#333333"
 WIDTH = 10.6  # inches; the page's 1060 px at 100 dpi
 MOST_SOURCES = 3  # panels beside that of the whole batch
 MOST_STRIPS = 14
+MOST_RATES = 10  # schedules that are named
+MOST_SCORES = 4  # metrics along training, beside one another
+MOST_NAMED = 24  # arms in a legend
 
 
 class Styles:
@@ -46,13 +50,13 @@ class Styles:
         return self._styles[arm]
 
 
-def loss_figure(curves: LossCurves, styles: Styles) -> str:
+def loss_figure(curves: LossCurves, styles: Styles) -> Any:
     """Training loss: the shared trunk, then each arm after it; whole batch and per source."""
     totals = curves.arms.get(TOTAL, {})
     sources = sorted((name for name in curves.arms if name != TOTAL), key=lambda n: (-_spread(curves.arms[n]), n))
     panels = [TOTAL, *sources[:MOST_SOURCES]] if len(sources) > 1 else [TOTAL]
     trunk = bool(curves.trunk.x)
-    figure, axes = _canvas(len(panels) + trunk, 3.0 + 0.2 * ((len(totals) + 3) // 4))
+    figure, axes = _canvas(len(panels) + trunk, _height(len(totals)))
     if trunk:
         _axis(axes[0], "shared trunk, whole batch", "tokens", "training loss, nats per token")
         axes[0].plot(curves.trunk.x, curves.trunk.y, color=INK, linewidth=1.2)
@@ -69,7 +73,7 @@ def loss_figure(curves: LossCurves, styles: Styles) -> str:
                 axis.axvline(tokens, color=styles[arm]["color"], linewidth=0.8, linestyle=":")
                 axis.text(tokens, 0.98, "×", color=styles[arm]["color"], transform=axis.get_xaxis_transform())
     _legend(figure, axes[int(trunk)], len(totals))
-    return _svg(figure, "loss")
+    return figure
 
 
 def _spread(lines: Mapping[str, Line]) -> float:
@@ -78,7 +82,7 @@ def _spread(lines: Mapping[str, Line]) -> float:
     return max(ends) - min(ends)
 
 
-def schedule_figure(schedules: Sequence[Schedule], shared: int, styles: Styles) -> str:
+def schedule_figure(schedules: Sequence[Schedule], shared: int, styles: Styles) -> Any:
     """Learning rate, and the mixture as strips along the path, from a little before the arms part."""
     strips = _strips(schedules)[:MOST_STRIPS]
     rates = _equal_rates(schedules)
@@ -87,13 +91,30 @@ def schedule_figure(schedules: Sequence[Schedule], shared: int, styles: Styles) 
     height = max(2.6, 1.1 + 0.36 * len(strips))
     figure, axes = _canvas(2, height, widths=(1.0, 1.25))
     _axis(axes[0], "learning rate", "tokens", "")
-    for members, schedule in rates:
-        axes[0].plot(schedule.rates.x, schedule.rates.y, label=_short(members), **styles[members[0]])
+    for index, (members, schedule) in enumerate(rates):
+        label = _short(members) if index < MOST_RATES else None
+        axes[0].plot(schedule.rates.x, schedule.rates.y, label=label, **styles[members[0]])
     axes[0].set_xlim(start, end)
     axes[0].set_ylim(bottom=0)
     axes[0].legend(loc="best", fontsize=7.5, frameon=False, handlelength=2.2)
     _draw_strips(axes[1], strips, start, end)
-    return _svg(figure, "schedule")
+    return figure
+
+
+def scores_figure(scores: Sequence[Trajectory], styles: Styles) -> Any:
+    """Each metric along training, a line an arm, mean over seeds."""
+    shown = scores[:MOST_SCORES]
+    arms = dict.fromkeys(arm for trajectory in shown for arm in trajectory.means)
+    figure, axes = _canvas(len(shown), _height(len(arms)))
+    for axis, trajectory in zip(axes, shown, strict=True):
+        metric = trajectory.metric
+        unit = f", {metric.unit}" if metric.unit else ""
+        _axis(axis, f"{_short([metric.name])} {metric.arrow}{unit}", "tokens", "")
+        for arm, by_tokens in trajectory.means.items():
+            y = [value * metric.scale for value in by_tokens.values()]
+            axis.plot(list(by_tokens), y, label=arm, marker="o", markersize=2.4, **styles[arm])
+    _legend(figure, axes[0], len(arms))
+    return figure
 
 
 def _draw_strips(axis: Any, strips: Sequence[Strip], start: float, end: float) -> None:
@@ -208,9 +229,17 @@ def _clip_start(axis: Any, series: Sequence[Sequence[float]]) -> None:
         axis.set_ylim(low - margin, high + margin)
 
 
+def _height(arms: int) -> float:
+    """Inches of a figure with a legend of so many arms below it, four to a line."""
+    return 3.0 + 0.2 * ((min(arms, MOST_NAMED + 1) + 3) // 4)
+
+
 def _legend(figure: Any, axis: Any, entries: int) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
+        rest = len(handles) - MOST_NAMED
+        if rest > 0:
+            handles, labels = [*handles[:MOST_NAMED], _patch("none", "")], [*labels[:MOST_NAMED], f"and {rest} more"]
         figure.legend(
             handles,
             [label if len(label) <= 40 else label[:39] + "…" for label in labels],
@@ -231,22 +260,48 @@ def _svg(figure: Any, name: str) -> str:
     return re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\1{name}-", text)
 
 
-def inline(svg: str) -> str:
+def _pdf(figure: Any) -> bytes:
+    """The figure as a PDF document without dates, for `\\includegraphics`."""
+    out = io.BytesIO()
+    figure.savefig(out, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return out.getvalue()
+
+
+# What a figure shows, for readers who cannot see it; the numbers stand in the tables.
+ALTERNATIVES = {
+    "loss": "Training loss over tokens, the shared trunk and then one line an arm, whole batch and by source",
+    "schedule": "Learning rate over tokens for each arm, and the mixture of sources along each path",
+    "scores": "Each metric over tokens trained, one line an arm",
+}
+
+
+def inline(name: str, svg: str) -> str:
     """The SVG element alone, to be put into a page; width follows the column."""
     element = svg[svg.index("<svg") :]
-    return re.sub(r' width="[^"]+pt" height="[^"]+pt"', ' class="figure"', element, count=1)
+    said = f' class="figure" role="img" aria-label="{ALTERNATIVES[name.removesuffix(".svg")]}"'
+    return re.sub(r' width="[^"]+pt" height="[^"]+pt"', said, element, count=1)
 
 
-def figure_texts(curves: LossCurves, schedules: Sequence[Schedule], styles: Styles) -> Mapping[str, str]:
-    """File name → SVG text, for the figures that there is something to draw for."""
+def figure_files(
+    curves: LossCurves, schedules: Sequence[Schedule], scores: Sequence[Trajectory], styles: Styles
+) -> Mapping[str, bytes]:
+    """File name → content, an SVG and a PDF for each figure that there is something to draw for."""
     import matplotlib
 
-    figures = {}
-    # Text stays text, so that it takes the page's font; DejaVu Sans, which matplotlib brings, sets the spacing.
-    fixed = {"svg.hashsalt": "ablate", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
+    # Text stays text, so that it takes the page's font; DejaVu Sans, which matplotlib brings, sets the spacing. A PDF
+    # holds its letters as TrueType, which journals ask for, and is not compressed: compressors differ in their bytes.
+    fixed: dict[str, Any] = {"svg.hashsalt": "ablate", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
+    fixed |= {"pdf.fonttype": 42, "pdf.compression": 0}
+    files: dict[str, bytes] = {}
     with matplotlib.rc_context({"font.family": "sans-serif", **fixed}):
+        drawn = {}
         if curves.arms:
-            figures["loss.svg"] = loss_figure(curves, styles)
+            drawn["loss"] = loss_figure(curves, styles)
         if schedules:
-            figures["schedule.svg"] = schedule_figure(schedules, curves.shared, styles)
-    return figures
+            drawn["schedule"] = schedule_figure(schedules, curves.shared, styles)
+        if scores:
+            drawn["scores"] = scores_figure(scores, styles)
+        for name, figure in drawn.items():
+            files[f"{name}.svg"] = _svg(figure, name).encode()
+            files[f"{name}.pdf"] = _pdf(figure)
+    return files

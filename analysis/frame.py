@@ -6,7 +6,6 @@ read. A missing value is absent, never 0: whoever averages must say over what.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,29 +13,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
+from analysis.items import Items, read_items
 from analysis.metrics import Metric, family_of, guess_direction, in_order, metric_name, suite_name
-from harness.store import attempts, evaluations, states
+from harness.store import attempts, evaluations, plans, states
 from harness.store.atomic import read_json
 from harness.store.layout import Folder
-from harness.store.markers import Damaged
+from harness.store.markers import Damaged, check_schema
 from harness.study.errors import UserError, nearest
 
-Column = npt.NDArray[np.float64]
 Status = Literal["done", "diverged", "failed", "unevaluated", "unfinished"]
 END = "end"
 BASE = "base"
+EMA = "ema"  # the averaged weights at the end of a path
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One treatment: its own name first, then the other names that the study gives it."""
+    """One treatment: its own name first, then the other names that the study gives it.
+
+    control: it is there to check the study itself (an A/A arm), and is compared with nothing but what it repeats.
+    """
 
     name: str
     aliases: tuple[str, ...]
     changes: Mapping[str, Any]
+    control: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,11 @@ class Task:
     def held_out(self) -> bool:
         return self.kind == "held_out"
 
+    @property
+    def measured(self) -> bool:
+        """Whether it gives metrics; texts to read do not."""
+        return self.kind != "continuations"
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -89,28 +95,21 @@ class Value:
     evaluations: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Items:
-    """A metric's items. Its value is Σ numerator / Σ denominator; denominators are 1 for a plain mean.
-
-    identity: what must be equal for two runs to be paired: item number and the hashes of item and target.
-    """
-
-    identity: tuple[str, ...]
-    numerator: Column
-    denominator: Column
-    ratio: bool
-
-
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """What the study wants compared, with alias names resolved to arms."""
+    """What the study wants compared, with alias names resolved to arms.
+
+    not_worse: the margin of each metric in which an arm may lose, in the metric's own unit (a share, not percent).
+    report_also: `tokens` or `flops`, by which differences are shown divided as well.
+    """
 
     baseline: str
     control: str | None
     equal: str
     primary: tuple[str, ...]
     allow: Mapping[str, Sequence[str]]
+    not_worse: Mapping[str, float] = field(default_factory=dict)
+    report_also: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,7 @@ class Frame:
     values: Mapping[tuple[str, str, str], Value]
     results: Mapping[str, Mapping[str, Any]]  # evaluation folder → its results.json
     damaged: tuple[str, ...]
+    weights: Mapping[str, str]  # state → hash of its weights, for the states that are there
     _items: dict[tuple[str, str], Items | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -135,8 +135,19 @@ class Frame:
         return str(self.plan["study"])
 
     @cached_property
+    def compared(self) -> tuple[Arm, ...]:
+        """The arms of the tables and fits: all but those that check the study itself."""
+        return tuple(arm for arm in self.arms if not arm.control)
+
+    @cached_property
+    def compared_runs(self) -> tuple[Run, ...]:
+        names = {arm.name for arm in self.compared}
+        return tuple(run for run in self.runs if run.arm in names)
+
+    @cached_property
     def seeds(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(run.seed for run in self.runs))
+        """The seed sets of the compared arms."""
+        return tuple(dict.fromkeys(run.seed for run in self.compared_runs))
 
     @cached_property
     def evaluated_labels(self) -> frozenset[str]:
@@ -197,15 +208,18 @@ class Frame:
             return None
         evaluation = value.evaluations[0]
         if (evaluation, metric.measure) not in self._items:
-            found = _read_items(self.folder, evaluation, metric, value.value)
+            found = read_items(self.folder, evaluation, metric, value.value)
             self._items[evaluation, metric.measure] = found
         return self._items[evaluation, metric.measure]
 
 
-def read_frame(root: Path) -> Frame:
-    """Read a results folder, finished or half-way. Raises UserError when it is none."""
+def read_frame(root: Path, plan: Mapping[str, Any] | None = None) -> Frame:
+    """Read a results folder, finished or half-way. Raises UserError when it is none.
+
+    plan: what plan.json holds or is about to hold, where the caller knows it.
+    """
     folder = Folder(root)
-    plan = _read_plan(folder)
+    plan = _read_plan(folder) if plan is None else plan
     arms, canonical = _arms(plan)
     tasks = tuple(
         Task(t.get("suite"), str(t["task"]), str(t["kind"]), str(t["key"]), t.get("headline"))
@@ -215,7 +229,8 @@ def read_frame(root: Path) -> Frame:
     runs = tuple(reader.run(run, canonical) for run in plan["runs"] if canonical.get(run["arm"]) == run["arm"])
     declared = dict(plan.get("compare") or {})
     primary = tuple(str(name) for name in declared.get("primary") or ())
-    metrics = _metrics(reader, tasks, primary)
+    margins = {str(name): float(margin) for name, margin in (declared.get("not_worse") or {}).items()}
+    metrics = _metrics(reader, [task for task in tasks if task.measured], (*primary, *margins))
     if not primary:
         primary = _default_primary(metrics)
     compare = Compare(
@@ -224,6 +239,8 @@ def read_frame(root: Path) -> Frame:
         equal=str(declared.get("equal") or "tokens"),
         primary=primary,
         allow=dict(declared.get("allow") or {}),
+        not_worse=margins,
+        report_also=declared.get("report_also"),
     )
     return Frame(
         folder=folder,
@@ -237,6 +254,7 @@ def read_frame(root: Path) -> Frame:
         values={**reader.values, **_averages(runs, metrics, reader.values)},
         results=reader.results,
         damaged=tuple(sorted(reader.damaged)),
+        weights=reader.weights,
     )
 
 
@@ -251,6 +269,7 @@ def _read_plan(folder: Folder) -> Mapping[str, Any]:
         raise UserError(f"{folder.plan_json} is not JSON ({error}); `ablate run` writes it anew.") from None
     if not isinstance(plan, dict):
         raise UserError(f"{folder.plan_json} holds no JSON object; `ablate run` writes it anew.")
+    check_schema(folder.plan_json, int(plan.get("schema", plans.SCHEMA)), plans.SCHEMA)
     return plan
 
 
@@ -262,6 +281,7 @@ def _arms(plan: Mapping[str, Any]) -> tuple[tuple[Arm, ...], dict[str, str]]:
             name=arm["name"],
             aliases=tuple(name for name, own in canonical.items() if own == arm["name"] and name != own),
             changes=dict(arm.get("changes") or {}),
+            control=bool(arm.get("control")),
         )
         for arm in plan["arms"]
         if canonical[arm["name"]] == arm["name"]
@@ -291,6 +311,10 @@ class _Reader:
         status, detail = self._status((str(record["base"]), *path), evaluated[END])
         return Run(name, canonical[record["arm"]], str(record["seed_set"]), path, points, status, detail)
 
+    @property
+    def weights(self) -> dict[str, str]:
+        return {state: done.weights for state, done in self._done.items() if done is not None and done.weights}
+
     def done(self, state: str) -> states.Done | None:
         if state not in self._done:
             try:
@@ -312,7 +336,7 @@ class _Reader:
             if results is None:
                 whole = False
                 continue
-            for measure, record in results["metrics"].items():
+            for measure, record in (results.get("metrics") or {}).items() if task.measured else ():
                 if record.get("value") is None:
                     continue
                 name = metric_name(task.suite, task.task, measure, task.held_out)
@@ -355,9 +379,9 @@ class _Reader:
         return "unfinished", "in training" if events else "not started"
 
 
-def _metrics(reader: _Reader, tasks: Sequence[Task], primary: Sequence[str]) -> list[Metric]:
+def _metrics(reader: _Reader, tasks: Sequence[Task], declared: Sequence[str]) -> list[Metric]:
     """Every measure that an evaluation reported, headlines that none has yet, the averages of suites, and what the
-    study declares primary: a table half-way has all its columns."""
+    study declares: a table half-way has all its columns."""
     found: dict[str, Metric] = {}
     for task in tasks:
         reported = {measure: higher for (key, measure), higher in reader.reported.items() if key == task.key}
@@ -369,9 +393,9 @@ def _metrics(reader: _Reader, tasks: Sequence[Task], primary: Sequence[str]) -> 
     for suite in dict.fromkeys(suite_name(task.suite) for task in tasks if not task.held_out):
         parts = _average_parts(suite, tasks)
         name = f"{suite}.average"
-        if suite is not None and (len(parts) > 1 or (parts and name in primary)):
+        if suite is not None and (len(parts) > 1 or (parts and name in declared)):
             found[name] = Metric(name, "average", True, parts=parts)
-    for name in primary:
+    for name in declared:
         family = "bpb" if name.startswith("bpb.") else family_of(name.rsplit(".", 1)[-1])
         found.setdefault(name, Metric(name, family, guess_direction(name)))
     return list(found.values())
@@ -409,39 +433,3 @@ def _averages(
                         mean, None, sum(part.n for part in there), folders
                     )
     return averages
-
-
-def _read_items(folder: Folder, evaluation: str, metric: Metric, value: float) -> Items | None:
-    _, weights, key = evaluation.split("/")
-    table = evaluations.read_samples(folder, weights, key)
-    names = set(table.column_names)
-    found = _fraction(table, names, str(metric.measure))
-    if found is None:
-        return None
-    numerator, denominator, ratio = found
-    total = float(denominator.sum())
-    if not np.isfinite(numerator).all() or total <= 0.0:
-        return None
-    if abs(float(numerator.sum()) / total - value) > 1e-6 * max(1.0, abs(value)):
-        return None
-    hashes = [name for name in ("doc_id", "doc_hash", "target_hash") if name in names]
-    rows = zip(*(table.column(name).to_pylist() for name in hashes), strict=True)
-    return Items(tuple(json.dumps(row) for row in rows), numerator, denominator, ratio)
-
-
-def _fraction(table: Any, names: set[str], measure: str) -> tuple[Column, Column, bool] | None:
-    """A measure's (numerator, denominator, whether it is a ratio of sums) per item; None when it is no column."""
-    if measure == "bits_per_byte" and {"nll", "bytes"} <= names:
-        return _column(table, "nll") / np.log(2.0), _column(table, "bytes"), True
-    if measure.startswith("nats_per_token"):
-        bucket = measure.removeprefix("nats_per_token")
-        if {f"nll{bucket}", f"tokens{bucket}"} <= names:
-            return _column(table, f"nll{bucket}"), _column(table, f"tokens{bucket}"), True
-    if measure in names:
-        values = _column(table, measure)
-        return values, np.ones(len(values)), False
-    return None
-
-
-def _column(table: Any, name: str) -> Column:
-    return np.asarray(table.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)

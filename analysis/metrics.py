@@ -120,3 +120,9 @@ def number(value: float, decimals: int, signed: bool = False) -> str:
 def bound(value: float, decimals: int) -> str:
     """A bound of an interval: always signed, for one that just excludes 0 must not read as if it held it."""
     return f"{value:+.{decimals}f}".replace("-", "−")
+
+
+def margin_text(metric: Metric, margin: float) -> str:
+    """A margin as a study writes it: `0.5 pp`, `0.01 bits/byte`."""
+    unit = f" {metric.difference_unit}" if metric.difference_unit else ""
+    return f"{margin * metric.scale:g}{unit}"

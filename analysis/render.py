@@ -12,7 +12,7 @@ from typing import Any
 from analysis.claims import metric_decimals
 from analysis.effects import Comparisons, Difference
 from analysis.metrics import Metric, bound, number
-from analysis.tables import Cell, Row
+from analysis.tables import Cell, Row, significant
 
 MISSING = "—"
 WHISKER_WIDTH, WHISKER_HEIGHT = 92, 18
@@ -64,6 +64,10 @@ class Printer:
         if value is None or not math.isfinite(value):
             return MISSING
         return number(value * self.metric.scale, self.decimals + extra, signed)
+
+    def bound(self, value: float | None) -> str:
+        """One end of an interval, signed."""
+        return MISSING if value is None else bound(value * self.metric.scale, self.decimals)
 
     def interval(self, interval: tuple[float, float] | None) -> str:
         if interval is None:
@@ -120,7 +124,8 @@ class Printer:
 
 
 def _sortable(value: float | None) -> str:
-    return "" if value is None else f"{value:.9g}"
+    rounded = significant(value, 9)
+    return "" if rounded is None else f"{rounded:.9g}"
 
 
 def _verdict_text(d: Difference | None) -> str:

@@ -1,4 +1,4 @@
-"""From a results folder to its report: `report/{index.html, report.md, table.csv, claims.json, figures/*.svg}`.
+"""From a results folder to its report, `report/`: a page, a Markdown file, tables for a paper, figures, claims.
 
 Works half-way. The same folder gives the same bytes: nothing is read from the clock; the one time that is printed is
 that of the newest event in the results.
@@ -12,20 +12,20 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import audit, curves, figures, render
-from analysis.claims import answers, claims
-from analysis.effects import ALPHA, POWER, Comparisons
-from analysis.frame import Frame, Run, read_frame
-from analysis.metrics import FAMILY_ORDER, FAMILY_TITLES, Metric
-from analysis.tables import Row, build_rows, counts_text, table_csv
+from analysis import appendix, curves, figures, reproduce
+from analysis.claims import claims
+from analysis.effects import Comparisons
+from analysis.frame import Frame, read_frame
+from analysis.latex import table_main, table_metrics
+from analysis.page import context
+from analysis.tables import build_rows, table_csv
+from analysis.trajectory import Trajectory, trajectories, trajectory_csv
 from harness.store.atomic import write_bytes, write_json
 
 if TYPE_CHECKING:
     import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
-PRIMARY_COLUMNS = 3  # metrics side by side in 1100 px
-MATRIX_COLUMNS = 8
 BREAKS = re.compile(r"[=,]|[._](?=[^\d])")
 
 
@@ -34,156 +34,43 @@ def build(folder: Path) -> Path:
     frame = read_frame(folder)
     comparisons = Comparisons(frame)
     rows = build_rows(frame, comparisons)
-    drawn = _figures(frame)
-    page = _page(frame, comparisons, rows, drawn)
+    scores = trajectories(frame, table_metrics(frame))
+    drawn = _figures(frame, scores)
+    page = context(frame, comparisons, rows, scores, drawn)
+    files = {
+        **{f"figures/{name}": content for name, content in drawn.items()},
+        "table.csv": table_csv(frame, comparisons, rows).encode(),
+        "table_main.tex": table_main(frame, comparisons, rows).encode(),
+        "attempts.csv": appendix.attempts_csv(frame).encode(),
+        "reproduce.sh": reproduce.script(frame).encode(),
+        "report.md": _template("report.md.j2").render(page).encode(),
+        "index.html": _template("index.html.j2").render(page).encode(),
+    }
+    if scores:
+        files["scores.csv"] = trajectory_csv(scores).encode()
     report = frame.folder.report
-    for name, svg in drawn.items():
-        write_bytes(report / "figures" / name, svg.encode())
-    for name in {"loss.svg", "schedule.svg"} - drawn.keys():
-        (report / "figures" / name).unlink(missing_ok=True)  # of an earlier state of the folder
-    write_bytes(report / "table.csv", table_csv(frame, comparisons, rows).encode())
+    for name, content in files.items():
+        write_bytes(report / name, content)
     write_json(report / "claims.json", claims(frame, comparisons))
-    write_bytes(report / "report.md", _template("report.md.j2").render(page).encode())
-    index = report / "index.html"
-    write_bytes(index, _template("index.html.j2").render(page).encode())
-    return index
+    script = report / "reproduce.sh"
+    mode = script.stat().st_mode
+    script.chmod(mode | (mode & 0o444) >> 2)  # whoever may read it may run it
+    for name in {*OPTIONAL} - files.keys():
+        (report / name).unlink(missing_ok=True)  # of an earlier state of the folder
+    return report / "index.html"
 
 
-def _figures(frame: Frame) -> Mapping[str, str]:
-    names = [arm.name for arm in frame.arms]
+# What is there only while there is something to show.
+OPTIONAL = (
+    *(f"figures/{name}.{kind}" for name in ("loss", "schedule", "scores") for kind in ("svg", "pdf")),
+    "scores.csv",
+)
+
+
+def _figures(frame: Frame, scores: Sequence[Trajectory]) -> Mapping[str, bytes]:
+    names = [arm.name for arm in frame.compared]
     styles = figures.Styles(names, frame.compare.baseline, frame.compare.control)
-    return figures.figure_texts(curves.loss_curves(frame), curves.schedules(frame), styles)
-
-
-def _page(frame: Frame, comparisons: Comparisons, rows: Sequence[Row], drawn: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that the templates print, as plain values."""
-    printers = {m.name: render.Printer(m, comparisons, rows) for m in frame.metrics}
-    shown = {m.name: [printers[m.name].cell(row) for row in rows] for m in frame.metrics}
-    arms, metrics = comparisons.family
-    compared = [row for row in rows if not row.reference]
-    return {
-        "study": frame.study,
-        "question": frame.plan.get("question"),
-        "notes": frame.plan.get("notes"),
-        "progress": _progress(frame),
-        "baseline": frame.compare.baseline,
-        "control": frame.compare.control,
-        "second_reference": bool(comparisons.to_control),
-        "primary_declared": frame.primary_declared,
-        "family": {"arms": arms, "metrics": metrics, "level": f"{100 * (1 - ALPHA):.0f} %"},
-        "power": f"{100 * POWER:.0f} %",
-        "answers": [{"metric": m, "clauses": clauses} for m, clauses in answers(frame, comparisons)],
-        "rows": [_row(row) for row in rows],
-        "compared": [rows.index(row) for row in compared],
-        "primary": _chunks(list(frame.primary), PRIMARY_COLUMNS),
-        "matrices": _matrices(frame),
-        "metrics": frame.metrics,
-        "primary_names": frame.compare.primary,
-        "shown": shown,
-        "variance": {m.name: _variance(comparisons, m, printers[m.name]) for m in frame.metrics},
-        "unvarying": {m.name: comparisons.unvarying(m.name) for m in frame.metrics},
-        "beyond": any(cell.beyond for cells in shown.values() for cell in cells),
-        "unbalanced": len({frozenset(frame.at_end(a.name, m.name)) for a in frame.arms for m in frame.primary}) > 1,
-        "arms": _arm_lines(frame),
-        "unfinished": [run for run in frame.runs if run.status != "done"],
-        "figures": {name: figures.inline(svg) for name, svg in drawn.items()},
-        "lint": frame.plan.get("lint") or [],
-        "facts": audit.facts(frame),
-        "nondeterministic": audit.nondeterministic(frame),
-        "damaged": frame.damaged,
-        "settings": audit.task_settings(frame),
-        "evaluation": frame.plan.get("eval") or {},
-        "seeds": frame.seeds,
-        "last_event": audit.last_event(frame),
-    }
-
-
-def _progress(frame: Frame) -> str:
-    """`18 of 21 runs finished, 1 diverged, 2 unfinished`."""
-    runs: Sequence[Run] = frame.runs
-    counts: dict[str, int] = {"planned": len(runs)}
-    for run in runs:
-        counts[run.status] = counts.get(run.status, 0) + 1
-    first, *others = counts_text(counts).split(", ")
-    return ", ".join([f"{first} runs finished", *others])
-
-
-def _row(row: Row) -> dict[str, Any]:
-    return {
-        "kind": row.kind,
-        "label": row.label,
-        "aliases": row.aliases,
-        "note": row.note,
-        "reference": row.reference,
-        "seeds": _states_text(row) if row.reference else counts_text(row.counts),
-        "complete": row.complete,
-    }
-
-
-def _states_text(row: Row) -> str:
-    planned, done = row.counts["planned"], row.counts["done"]
-    noun = "state" if planned == 1 else "states"
-    return f"{planned} {noun}" if done == planned else f"{done} of {planned} {noun}"
-
-
-def _chunks(metrics: Sequence[Metric], size: int) -> list[list[Metric]]:
-    """Columns in as few tables as fit, evenly filled."""
-    if not metrics:
-        return []
-    tables = -(-len(metrics) // size)
-    each = -(-len(metrics) // tables)
-    return [list(metrics[i : i + each]) for i in range(0, len(metrics), each)]
-
-
-def _matrices(frame: Frame) -> list[list[dict[str, Any]]]:
-    """Tables of all metrics: each a list of families with their metrics, in as few tables as fit the page."""
-    tables: list[list[dict[str, Any]]] = []
-    room = 0
-    for family in FAMILY_ORDER:
-        members = [m for m in frame.metrics if m.family == family]
-        for chunk in _chunks(members, MATRIX_COLUMNS):
-            if len(chunk) > room:
-                tables.append([])
-                room = MATRIX_COLUMNS
-            tables[-1].append({"title": FAMILY_TITLES[family], "metrics": chunk})
-            room -= len(chunk)
-    return tables
-
-
-def _variance(comparisons: Comparisons, metric: Metric, printer: render.Printer) -> str:
-    """Which variance the errors rest on, in words."""
-    fit = comparisons.fits[metric.name]
-    sd = comparisons.residual_sd(metric.name)
-    if fit is None:
-        return "no result yet"
-    if sd is None:
-        why = "there is no second run to compare with" if fit.df == 0 else "the runs do not vary"
-        return f"run-level error not estimated: {why}"
-    unit = f" {metric.difference_unit}" if metric.difference_unit else ""
-    return f"run-level SD {printer.value(sd, extra=1)}{unit}, measured here: residual of {fit.n} runs, df {fit.df}"
-
-
-def _arm_lines(frame: Frame) -> list[dict[str, Any]]:
-    costs = audit.costs(frame)
-    lines = []
-    for arm in frame.arms:
-        cost = costs[arm.name]
-        role = {frame.compare.control: "control", frame.compare.baseline: "baseline"}.get(arm.name, "")
-        lines.append(
-            {
-                "name": arm.name,
-                "aliases": arm.aliases,
-                "role": role,
-                "changes": render.change_lines(arm.changes),
-                "seeds": counts_text(frame.count(arm.name)),
-                "tokens": render.tokens_text(cost.tokens),
-                "own_tokens": render.tokens_text(cost.own_tokens),
-                "flops": render.flops_text(cost.flops),
-                "own_flops": render.flops_text(cost.own_flops),
-                "exact": f"{cost.tokens:,} tokens, {cost.own_tokens:,} of them in this arm alone",
-            }
-        )
-    return lines
+    return figures.figure_files(curves.loss_curves(frame), curves.schedules(frame), scores, styles)
 
 
 @cache
@@ -202,6 +89,8 @@ def _environment() -> jinja2.Environment:
     environment.filters["codes"] = _codes
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["md"] = _markdown
+    environment.filters["clip"] = _clip
+    environment.filters["code"] = _code
     environment.globals["read"] = lambda name: (TEMPLATES / name).read_text("utf-8")
     return environment
 
@@ -224,6 +113,18 @@ def _codes(text: str) -> Any:
     parts = text.split("`")
     escaped = [str(markupsafe.escape(part)) for part in parts]
     return markupsafe.Markup("".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(escaped)))
+
+
+def _clip(text: str, most: int) -> str:
+    """The beginning of a text on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def _code(text: str) -> str:
+    """Text as code in a cell of a Markdown table, whatever it holds."""
+    quoted = _markdown(text).replace("`", "'")
+    return f"`{quoted}`" if quoted.strip() else "(nothing)"
 
 
 def _markdown(value: object) -> str:

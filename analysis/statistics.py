@@ -158,6 +158,15 @@ class AdditiveFit:
         scale = math.sqrt(float(a @ self.information @ a) * float(b @ self.information @ b))
         return float(a @ self.information @ b) / scale
 
+    def least_correlation(self, arms: Sequence[str], reference: str) -> float:
+        """The smallest `correlation` between any two of `arms`; 1 when there are no two."""
+        if len(arms) < 2:
+            return 1.0
+        vectors = np.array([self._vector(arm, reference) for arm in arms])
+        covariance = vectors @ self.information @ vectors.T
+        spread = np.sqrt(np.diag(covariance))
+        return float(np.min(covariance / np.outer(spread, spread)))
+
     def _vector(self, arm: str, reference: str) -> Array:
         vector = np.zeros(len(self.arms) + len(self.seeds))
         vector[self.arms.index(arm)] += 1.0
@@ -216,6 +225,52 @@ def dunnett_critical(arms: int, df: float, alpha: float = 0.05, correlation: flo
     )
 
 
+@lru_cache(maxsize=256)
+def dunnett_critical_one_sided(arms: int, df: float, alpha: float = 0.05, correlation: float = 0.5) -> float:
+    """c with P(max Tᵢ ≤ c) = 1 − alpha over `arms` comparisons with one reference (Dunnett 1955, table 1).
+
+    The same double integral as `dunnett_critical`, with one tail.
+    """
+    if arms < 1 or df <= 0 or not 0.0 <= correlation < 1.0 or not 0.0 < alpha < 0.5:
+        raise ValueError(f"no critical value for {arms} arms, df {df}, alpha {alpha}, correlation {correlation}")
+    if arms == 1:
+        return t_critical(df, 2.0 * alpha)
+    nodes = _quadrature(df)
+    upper = t_critical(df, 2.0 * alpha / arms) * 1.0001  # Bonferroni is never below it
+    lower = t_critical(df, 2.0 * alpha) * 0.9999
+
+    def excess(c: float) -> float:
+        return _below(c, arms, correlation, nodes) - (1.0 - alpha)
+
+    return float(optimize.brentq(excess, lower, upper, xtol=1e-10, rtol=1e-12))
+
+
+def within_margin(gain: float, se: float, critical: float, margin: float) -> bool | None:
+    """Whether an arm loses less than `margin`: True, False (it loses more), or None when neither is shown.
+
+    gain: its difference to the reference, counted so that more is better. True when the lower confidence bound
+    gain − critical·se lies above −margin (the confidence-interval form of the non-inferiority test: ICH E9, 3.3.2;
+    Piaggio et al., CONSORT 2012, JAMA 308:2594, figure 1), False when the upper bound lies below it.
+    """
+    if gain - critical * se > -margin:
+        return True
+    return False if gain + critical * se < -margin else None
+
+
+def among_best(gains: Sequence[float] | Array, errors: Array, critical: float) -> list[bool]:
+    """Which treatments may be the best: those with gainᵢ − gainⱼ > −critical·seᵢⱼ for every other j.
+
+    The set holds the truly best one with the probability for which `critical` (one-sided Dunnett over the others) is
+    made (Gupta 1965, Technometrics 7:225; Hsu 1984, Annals of Statistics 12:1136: multiple comparisons with the best).
+    errors: standard errors of the pairwise differences, [n, n].
+    """
+    g = np.asarray(gains, dtype=np.float64)
+    behind = (g[None, :] - g[:, None]) >= critical * errors
+    np.fill_diagonal(behind, False)
+    return [not bool(row.any()) for row in behind]
+
+
+@lru_cache(maxsize=64)
 def _quadrature(df: float) -> tuple[Array, Array, Array, Array]:
     """Nodes and weights: standard normal z, and s = √(χ²_df/df) through its quantile function."""
     z, z_weight = np.polynomial.hermite_e.hermegauss(80)
@@ -231,6 +286,12 @@ def _inside(c: float, arms: int, rho: float, nodes: tuple[Array, Array, Array, A
     shift = math.sqrt(rho) * z[None, :] / math.sqrt(1.0 - rho)
     half = c * s[:, None] / math.sqrt(1.0 - rho)
     within = special.ndtr(shift + half) - special.ndtr(shift - half)
+    return float(s_weight @ within**arms @ z_weight)
+
+
+def _below(c: float, arms: int, rho: float, nodes: tuple[Array, Array, Array, Array]) -> float:
+    z, z_weight, s, s_weight = nodes
+    within = special.ndtr((c * s[:, None] + math.sqrt(rho) * z[None, :]) / math.sqrt(1.0 - rho))
     return float(s_weight @ within**arms @ z_weight)
 
 

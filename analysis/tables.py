@@ -1,6 +1,7 @@
 """The rows of every table: base, branch points, baseline, control and arms, each with a cell per metric.
 
-Reference rows (the base and branch points) are states that arms have in common; they carry values and no tests.
+Reference rows (the base, branch points, averaged weights) are states beside the arms' ends; they carry values and no
+tests.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from analysis.effects import Comparisons, Difference, item_error
-from analysis.frame import BASE, END, Frame, Run, Value
+from analysis.frame import BASE, EMA, END, Frame, Run, Value
+from analysis.margins import retained
 from analysis.metrics import Metric
 
-RowKind = Literal["base", "branch", "baseline", "control", "arm"]
-ORDER: tuple[RowKind, ...] = ("base", "branch", "baseline", "control", "arm")
+RowKind = Literal["base", "branch", "ema", "baseline", "control", "arm"]
+ORDER: tuple[RowKind, ...] = ("base", "branch", "ema", "baseline", "control", "arm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Row:
 
     @property
     def reference(self) -> bool:
-        return self.kind in ("base", "branch")
+        return self.kind in ("base", "branch", "ema")
 
     @property
     def complete(self) -> bool:
@@ -66,7 +68,7 @@ class Row:
 def build_rows(frame: Frame, comparisons: Comparisons) -> list[Row]:
     """Every row in the order of the tables."""
     rows = _reference_rows(frame)
-    for arm in frame.arms:
+    for arm in frame.compared:
         kind: RowKind = "arm"
         if arm.name == frame.compare.baseline:
             kind = "baseline"
@@ -102,12 +104,15 @@ def _arm_cell(frame: Frame, comparisons: Comparisons, arm: str, metric: Metric) 
 
 
 def _reference_rows(frame: Frame) -> list[Row]:
-    """The base and the ends of stages at which runs were evaluated; arms that pass through one state share a row."""
+    """The base, the ends of stages and the averaged weights at which runs were evaluated.
+
+    Arms that pass through one state share a row.
+    """
     stages = {str(segment["stage"]) for segment in frame.segments.values()}
-    labels = dict.fromkeys(point.label for run in frame.runs for point in run.points)
+    labels = dict.fromkeys(point.label for run in frame.compared_runs for point in run.points)
     rows = []
     for label in labels:
-        if label == END or label not in frame.evaluated_labels or (label != BASE and label not in stages):
+        if label == END or label not in frame.evaluated_labels or label not in {BASE, EMA, *stages}:
             continue  # states between stages, evaluated every so many tokens, are for curves
         for runs in _sharing(frame, label):
             states = {run.point(label).state: run for run in reversed(runs)}  # type: ignore[union-attr]
@@ -121,7 +126,7 @@ def _reference_rows(frame: Frame) -> list[Row]:
 def _sharing(frame: Frame, label: str) -> list[list[Run]]:
     """Runs grouped into sets of arms that have the same states at this point, seed by seed."""
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for arm in frame.arms:
+    for arm in frame.compared:
         runs = [run for run in frame.runs_of(arm.name) if run.point(label) is not None]
         if runs:
             key = tuple(f"{run.seed}={run.point(label).state}" for run in runs)  # type: ignore[union-attr]
@@ -133,11 +138,14 @@ def _reference_row(frame: Frame, label: str, runs: Sequence[Run], distinct: Sequ
     arms = tuple(dict.fromkeys(run.arm for run in runs))
     point = distinct[0].point(label)
     assert point is not None
-    everyone = len(arms) == len(frame.arms)
+    everyone = len(arms) == len(frame.compared)
     shown = "all arms" if everyone else ", ".join(arms[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
     tokens = sorted({p.tokens for run in distinct if (p := run.point(label)) is not None})
     at = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,}–{tokens[-1]:,}"
     note = "before training" if label == BASE else f"at {at} tokens; {shown}"
+    name = {BASE: "base", EMA: f"{', '.join(arms)} (EMA)"}.get(label, f"after {label}")
+    if label == EMA:
+        note = f"averaged weights at {at} tokens"
     cells = {}
     for metric in frame.metrics:
         values = [(run.name, frame.values.get((run.name, label, metric.name))) for run in distinct]
@@ -153,8 +161,8 @@ def _reference_row(frame: Frame, label: str, runs: Sequence[Run], distinct: Sequ
         )
     done = max((cell.n for cell in cells.values()), default=0)
     counts = Counter({"planned": len(distinct), "done": done, "unfinished": len(distinct) - done})
-    name = "base" if label == BASE else f"after {label}"
-    return Row("base" if label == BASE else "branch", name, label, (), note, counts, cells)
+    kinds: dict[str, RowKind] = {BASE: "base", EMA: "ema"}
+    return Row(kinds.get(label, "branch"), name, label, (), note, counts, cells)
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -172,7 +180,8 @@ CSV_FIELDS = (
     "planned", "done", "diverged", "failed", "pending", "n", "mean", "run_se", "item_se",
     "reference", "difference", "run_se_of_difference", "ci95_low", "ci95_high", "adjusted_low", "adjusted_high",
     "verdict", "reason", "mde", "residual_sd", "df", "item_se_of_difference", "items",
-    "control_difference", "control_ci95_low", "control_ci95_high", "beyond_trained_length", "runs",
+    "control_difference", "control_ci95_low", "control_ci95_high", "margin", "margin_bound", "margin_verdict",
+    "beyond_trained_length", "runs",
     "evaluations",
 )
 # fmt: on
@@ -183,9 +192,15 @@ def table_csv(frame: Frame, comparisons: Comparisons, rows: Sequence[Row]) -> st
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
+    margins = retained(comparisons)
     for row in rows:
         for metric in frame.metrics:
-            writer.writerow(_csv_line(frame, comparisons, row, metric))
+            line = _csv_line(frame, comparisons, row, metric)
+            kept = None if row.reference else margins.get((row.label, metric.name))
+            if kept is not None:
+                found = {"margin": kept.margin, "margin_bound": significant(kept.bound), "margin_verdict": kept.verdict}
+                line |= found
+            writer.writerow(line)
     return text.getvalue()
 
 

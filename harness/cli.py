@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -41,6 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
+    _open_streams()
     sys.exit(call(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -49,26 +51,47 @@ def call(arguments: Sequence[str]) -> int:
     try:
         options = parser().parse_args(arguments)
         verb: Verb = options.verb
-        return verb(options)
+        code = verb(options)
+        sys.stdout.flush()  # so that what goes wrong with it goes wrong here
+        return code
     except CallError as error:
         return _wrong(error)
     except KeyboardInterrupt:
         print("ablate: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read stdout (`| head`) has left. Nothing more can be said; Python must not try at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()  # whoever read stdout (`| head`) has left
         return 128 + signal.SIGPIPE
     except Exception as error:
+        from harness.launch.failures import of_environment
         from harness.study.errors import UserError
 
-        if isinstance(error, UserError):
-            return _wrong(error)
-        raise
+        said = error if isinstance(error, UserError) else of_environment(error)
+        if said is None:
+            raise
+        return _wrong(said)
+
+
+def _open_streams() -> None:
+    """Streams that were closed by the caller (`>&-`) lead nowhere; a file of ours must not get their numbers."""
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
+
+
+def _mute() -> None:
+    """Nothing more can be written to stdout; Python must not try at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wrong(error: Exception) -> int:
-    print(f"ablate: {error}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _mute()
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(f"ablate: {error}", file=sys.stderr)
     return WRONG
 
 
@@ -109,6 +132,10 @@ def _executor_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--jobs", type=_positive, metavar="N", help="runs at once (launch.jobs of the study)")
 
 
+def _wait_argument(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--wait", action="store_true", help="wait for another `ablate` that is at work in the folder")
+
+
 def _plan(verbs: Any) -> None:
     made = _verb(verbs, "plan", "what would run and why, and what it costs", plan)
     _study_arguments(made)
@@ -124,6 +151,7 @@ def _run(verbs: Any) -> None:
     _executor_arguments(made)
     made.add_argument("--no-share", action="store_true", help="train every run by itself, in an empty folder")
     made.add_argument("--yes", action="store_true", help="run although it costs more than the study's budget")
+    _wait_argument(made)
 
 
 def _status(verbs: Any) -> None:
@@ -150,6 +178,7 @@ def _eval(verbs: Any) -> None:
     _folder_argument(made)
     made.add_argument("--suite", action="append", default=[], metavar="S", help="a suite more, such as quickstart@1")
     _executor_arguments(made)
+    _wait_argument(made)
 
 
 def _export(verbs: Any) -> None:
@@ -223,6 +252,7 @@ def run(options: argparse.Namespace) -> int:
         jobs=options.jobs,
         share=not options.no_share,
         yes=options.yes,
+        wait=options.wait,
     )
     return reconcile(asked, options.json)
 
@@ -231,7 +261,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from harness.launch.plan_files import evaluation_options
 
     asked = evaluation_options(options.folder, options.suite, _executor(options), options.jobs)
-    return reconcile(asked, options.json)
+    return reconcile(replace(asked, wait=options.wait), options.json)
 
 
 def reconcile(asked: Options, as_json: bool) -> int:
@@ -250,6 +280,8 @@ def reconcile(asked: Options, as_json: bool) -> int:
         return ended.exit_code
     if ended.failed:
         print(outcome.failure_table(ended.failed, str(done.folder.root), asked.command()))
+    if done.held is not None:
+        print(done.held)
     if done.trained_tokens:
         print(served.text(done.folder))
     print(f"trained {tokens(done.trained_tokens)} tokens, evaluated {done.evaluated} states; {outcome.counts(ended)}")

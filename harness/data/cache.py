@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.store.atomic import fsync_folder, fsync_tree, staging_folder
+from harness.store.atomic import publish, staging_folder, sweep, writing
 
 VARIABLE = "ABLATE_CACHE"
 
@@ -23,44 +23,23 @@ def cache_root() -> Path:
     return Path(declared).expanduser().absolute() if declared else Path.home() / ".cache" / "ablate"
 
 
-def build_once(entry: Path, complete: Callable[[Path], bool], fill: Callable[[Path], None]) -> Path:
+def build_once(
+    entry: Path, complete: Callable[[Path], bool], fill: Callable[[Path], None], needed: int | None = None
+) -> Path:
     """`entry`, filled by `fill(folder)` unless a complete one is there. Returns `entry`.
 
     complete: tells a whole entry from a damaged one (which is replaced). Safe against other processes doing the same.
+    needed: bytes that it takes, about. What dead processes of this machine left beside it is removed. Raises
+    WriteFailed; then no entry is there.
     """
     if complete(entry):
         return entry
-    staged = staging_folder(entry)
-    try:
-        fill(staged)
-        fsync_tree(staged)
-        _rename_unless_there(staged, entry, complete)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return entry
-
-
-def _rename_unless_there(staged: Path, entry: Path, complete: Callable[[Path], bool]) -> None:
-    while True:
+    sweep(entry.parent, into=lambda folder: folder.name == "recipes")
+    with writing(entry, needed):
+        staged = staging_folder(entry)
         try:
-            staged.rename(entry)  # refused by the system while a filled folder has the name
-        except OSError:
-            if not entry.exists():
-                raise
-            if complete(entry):
-                return
-            _set_aside(entry)
-        else:
-            fsync_folder(entry.parent)
-            return
-
-
-def _set_aside(damaged: Path) -> None:
-    """Remove a damaged entry, out of sight first: another process may be doing the same."""
-    aside = staging_folder(damaged)
-    try:
-        damaged.rename(aside / "damaged")
-    except FileNotFoundError:
-        pass
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            fill(staged)
+            publish(staged, entry, complete)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    return entry

@@ -15,6 +15,8 @@ from harness.store.layout import Folder
 from harness.store.manifests import read_source, write_source
 from harness.study.errors import UserError
 
+STAMP = ("path", "size", "mtime_ns", "ctime_ns")  # of `file_stamp`
+
 
 def resolve_sources(
     study: Any, base_manifest: Mapping[str, Any], folder: Folder, progress: Progress = silent
@@ -68,7 +70,7 @@ def resolve_source(source: Source, tokenizer: Tokenizer, progress: Progress = si
 
 def _still_holds(known: Mapping[str, Any], source: Source, tokenizer: str) -> bool:
     stamp = source.stamp()
-    files = [{key: file[key] for key in ("path", "size", "mtime_ns")} for file in known.get("files", [])]
+    files = [{key: file.get(key) for key in STAMP} for file in known.get("files", [])]
     return (
         known.get("tokenizer") == tokenizer
         and known.get("declared") == stamp["declared"]

@@ -83,9 +83,10 @@ class Source:
 
 
 def file_stamp(path: Path) -> dict[str, Any]:
-    """Path, size and time of change of a file."""
+    """Path, size and times of a file. `mtime` can be set back, and is (cp -p, rsync, tar); nobody sets `ctime`."""
     status = path.stat()
-    return {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+    return {"path": str(path), "size": status.st_size, **times}
 
 
 def declared_source(name: str, spec: Any, folder: Path) -> Source:

@@ -21,7 +21,8 @@ from harness.data.cache import build_once, cache_root
 from harness.data.documents import Documents, Split, SplitSummary, split
 from harness.data.tokenizer import Tokenizer
 from harness.plan.canonical import digest
-from harness.store.atomic import read_json, write_json
+from harness.store.atomic import read_json, sha256_file, write_json
+from harness.store.markers import check_schema
 from harness.study.errors import UserError
 
 STORE_VERSION = 1
@@ -74,14 +75,22 @@ def held_out_texts(path: Path | str) -> Iterator[str]:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a token store has every file at the size that its meta.json says."""
+    """Whether a token store has every file at the size that its meta.json says. UserError when a newer version made it.
+
+    Checksums are not asked: stores are large. Whoever has a cache of them checks `recorded_files`.
+    """
     try:
         meta = read_json(path / "meta.json")
-        return meta["version"] == STORE_VERSION and all(
-            (path / name).stat().st_size == size for name, size in meta["sizes"].items()
-        )
-    except (OSError, ValueError, KeyError):
+        check_schema(path / "meta.json", int(meta["version"]), STORE_VERSION)
+        return all((path / name).stat().st_size == size for name, size in meta["sizes"].items())
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def recorded_files(path: Path) -> dict[str, dict[str, Any]]:
+    """Checksum and size of every file of a complete token store, as its meta.json has them."""
+    meta = read_json(path / "meta.json")
+    return {name: {"sha256": sha, "bytes": meta["sizes"][name]} for name, sha in meta.get("sha256", {}).items()}
 
 
 def build_token_store(
@@ -99,9 +108,8 @@ def build_token_store(
         "tokenizer": tokenizer.identity,
     }
     entry = cache_root() / "tokens" / digest(key)
-    return build_once(
-        entry, is_complete, lambda folder: _Writer(folder, tokenizer).write(documents(), summary, progress)
-    )
+    writer = lambda folder: _Writer(folder, tokenizer).write(documents(), summary, progress)  # noqa: E731
+    return build_once(entry, is_complete, writer, needed=summary.train.bytes + summary.held_out.bytes)
 
 
 @dataclass(slots=True)
@@ -138,6 +146,7 @@ class _Writer:
                 "bytes": summary.held_out.bytes,
             },
             "sizes": {name: (self.folder / name).stat().st_size for name in names},
+            "sha256": {name: sha256_file(self.folder / name) for name in names},
         }
         write_json(self.folder / "meta.json", meta)
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from harness.evals.settings import DTYPE, SEEDS, EvalSettings, EvalTask, task_key
 from harness.evals.task_files import own_task, read_task_file
 from harness.store import evaluations, manifests, states
-from harness.store.atomic import sha256_file
+from harness.store.atomic import WriteFailed, sha256_file
 from harness.store.layout import Folder
+from harness.store.markers import UnknownSchema
 from harness.study.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def evaluate_model(
         try:
             _evaluate(folder, lm, model, weights, task, settings)
             done.append(task.key)
+        except (WriteFailed, UnknownSchema):
+            raise  # the next task would meet the same
         except UserError as error:
             failed[f"{task.suite}.{task.task}"] = str(error)
     if failed:

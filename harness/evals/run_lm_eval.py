@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lm_eval.evaluator
+from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string
@@ -65,6 +66,8 @@ def run(lm: ObservedLM, wanted: EvalTask) -> Scored:
     samples = results["samples"][wanted.task]
     items = _by_item(samples)
     columns = _columns(task, items)
+    if wanted.gold:
+        columns |= _gold(lm, task, wanted.task, items)
     metrics = _metrics(task, results, wanted.task, samples, columns)
     return Scored(
         metrics=metrics,
@@ -76,6 +79,29 @@ def run(lm: ObservedLM, wanted: EvalTask) -> Scored:
         version=results["versions"].get(wanted.task),
         dataset=_dataset(task),
     )
+
+
+def _gold(lm: ObservedLM, task: Any, name: str, items: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """How likely the right answer of a generating task is after its prompt, [items] each.
+
+    The text is the task's whole target after its delimiter, as in a few-shot example: for gsm8k the worked solution.
+    `bits_per_byte` is its loss (the proxy of Bhagia et al. 2024, arXiv:2412.04403), `correct_prob` is 2 to the minus
+    that: the geometric mean of its probability per byte, in (0, 1], whatever the tokenizer and the answer's length.
+    """
+    if task.OUTPUT_TYPE != "generate_until":
+        raise ValueError(f"{name}: `gold` is for tasks that generate")
+    pairs = [
+        (samples[0]["arguments"][0][0], f"{task.config.target_delimiter}{samples[0]['target']}") for samples in items
+    ]
+    requests = [
+        Instance("loglikelihood", dict(samples[0]["doc"]), pair, 0) for samples, pair in zip(items, pairs, strict=True)
+    ]
+    with seeded(), quiet():
+        scored = lm.loglikelihood(requests)
+    bits = [
+        bits_per_byte(-nats, len(answer.encode("utf-8"))) for (nats, _), (_, answer) in zip(scored, pairs, strict=True)
+    ]
+    return {"bits_per_byte": bits, "correct_prob": [2.0**-value for value in bits]}
 
 
 def load_task(wanted: EvalTask) -> Any:

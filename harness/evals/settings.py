@@ -62,7 +62,8 @@ class EvalTask:
     takes the task's own. headline: the metric that stands for the task in tables (None: results.json names one).
     limit: first items only. path: a user's task YAML, or the held-out documents of a source; None for a task that the
     harness or lm-eval ships, which is found in the running code. content: digest of what the task is made of (None for
-    a task that lm-eval ships: lm-eval's version stands for it).
+    a task that lm-eval ships: lm-eval's version stands for it). gold: of a generating task, the right answer's
+    likelihood is scored as well.
     """
 
     key: str
@@ -74,6 +75,7 @@ class EvalTask:
     limit: int | None
     path: str | None
     content: str | None
+    gold: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -89,7 +91,12 @@ def lm_eval_version() -> str:
 
 
 def lm_eval_key(
-    task: str, content: str | None, num_fewshot: int | None, limit: int | None, settings: EvalSettings
+    task: str,
+    content: str | None,
+    num_fewshot: int | None,
+    limit: int | None,
+    settings: EvalSettings,
+    gold: bool = False,
 ) -> str:
     """The key of an lm-eval task: 64 hex digits."""
     return digest(
@@ -105,6 +112,7 @@ def lm_eval_key(
             "batch_size": settings.batch_size,
             "dtype": DTYPE,
             "seeds": dict(SEEDS),
+            **({"gold": True} if gold else {}),
         }
     )
 
@@ -129,4 +137,4 @@ def task_key(task: EvalTask, settings: EvalSettings) -> str:
     """The key that `task` has under `settings`. It differs from `task.key` when the two do not belong together."""
     if task.kind == "held_out":
         return held_out_key(task.content, settings)
-    return lm_eval_key(task.task, task.content, task.num_fewshot, task.limit, settings)
+    return lm_eval_key(task.task, task.content, task.num_fewshot, task.limit, settings, task.gold)

@@ -28,12 +28,13 @@ HELD_OUT_FILE = "held_out.jsonl"
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """A task as a suite lists it. num_fewshot, headline None: the task's own. limit: first items only."""
+    """A task as a suite lists it. num_fewshot, headline None: the task's own. limit: first items. gold: as EvalTask."""
 
     task: str
     num_fewshot: int | None
     headline: str | None
     limit: int | None = None
+    gold: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ def load_suite(name: str) -> Suite:
 
 
 def _suite_task(suite: str, entry: Mapping[str, Any]) -> SuiteTask:
-    unknown = set(entry) - {"task", "num_fewshot", "headline", "limit"}
+    unknown = set(entry) - {"task", "num_fewshot", "headline", "limit", "gold"}
     if unknown:
         raise ValueError(f"suite {suite}: unknown keys {sorted(unknown)}")
-    return SuiteTask(entry["task"], entry["num_fewshot"], entry["headline"], entry.get("limit"))
+    return SuiteTask(
+        entry["task"], entry["num_fewshot"], entry["headline"], entry.get("limit"), entry.get("gold", False)
+    )
 
 
 def study_settings(
@@ -134,7 +137,7 @@ def _task(suite: str, entry: SuiteTask, folder: Path | None, settings: EvalSetti
     limits = [value for value in (entry.limit, limit) if value is not None]
     first = min(limits) if limits else None
     return EvalTask(
-        key=lm_eval_key(name, content, entry.num_fewshot, first, settings),
+        key=lm_eval_key(name, content, entry.num_fewshot, first, settings, entry.gold),
         suite=suite,
         task=name,
         kind="lm_eval",
@@ -143,6 +146,7 @@ def _task(suite: str, entry: SuiteTask, folder: Path | None, settings: EvalSetti
         limit=first,
         path=None if path is None else str(path),
         content=content,
+        gold=entry.gold,
     )
 
 

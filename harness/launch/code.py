@@ -39,6 +39,18 @@ def git_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@lru_cache(maxsize=1)
+def git_dirty() -> bool | None:
+    """Whether the packages hold changes that no commit has, None when they do not lie in a git work tree."""
+    folders = [str(Path(str(package.__file__)).parent) for package in (analysis, harness)]
+    command = ["git", "--no-optional-locks", "-C", folders[0], "status", "--porcelain", "--", *folders]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return bool(done.stdout.strip()) if done.returncode == 0 else None
+
+
 def provenance() -> dict[str, Any]:
-    """What an attempt records of the code that it runs."""
-    return {"tree": tree_hash(), "commit": git_commit()}
+    """What an attempt records of the code that it runs: dirty says whether the commit is all of it."""
+    return {"tree": tree_hash(), "commit": git_commit(), "dirty": git_dirty()}

@@ -3,11 +3,13 @@
 * an item starts only when the state that it needs is there; a failure takes its descendants and nothing else;
 * `run` returns when nothing can start any more, or within seconds of a stop signal, with every running item told to
   checkpoint; an item that was cut short has the outcome `stopped` and can be done by the next run;
-* a state at which a process of another run is at work is not begun twice: it is waited for.
+* a state at which a process of another run is at work is not begun twice: it is waited for, until that process is
+  dead, or has given no sign of life for the lease (see `store.processes`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -18,11 +20,13 @@ from typing import Any, Protocol
 from harness.launch.queue import Queue
 from harness.launch.stop import Stop
 from harness.launch.streams import adopt
-from harness.launch.work import Order, Result, Work
+from harness.launch.work import Failure, Order, Result, Work
 from harness.launch.worker import Perform, attempt
 from harness.store import attempts, states
+from harness.store.atomic import WriteFailed
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.store.processes import Observer
 
 POLL_SECONDS = 0.5
 
@@ -37,6 +41,8 @@ class Listener(Protocol):
     def settled(self, item: Work, result: Result) -> None: ...
 
     def waiting(self, item: Work, elsewhere: Mapping[str, Any]) -> None: ...
+
+    def retrying(self, item: Work, failure: Failure, time: int, of: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,13 @@ class Elsewhere:
         self._listener = listener
         self._ours = ours
         self._said: set[str] = set()
+        self._observer = Observer()
 
     def busy(self, item: Work) -> bool:
         """Whether another living process is at work on what `item` would do."""
         if item.kind == "evaluate":
             return False
-        env = attempts.living_attempt(self._job.folder.state(item.state))
+        env = attempts.living_attempt(self._job.folder.state(item.state), self._observer)
         if env is None or env["pid"] in self._ours():
             return False
         if item.id not in self._said:
@@ -135,13 +142,18 @@ class DebugExecutor:
 def close_attempt(folder: Folder, item: Work, result: Result, pid: int | None = None) -> None:
     """Record why an attempt failed where its own process could not: it was killed, or left by an exception.
 
-    pid: the process that made the attempt, None for this one. Its streams are given to the attempt, too.
+    pid: the process that made the attempt, None for this one. Its streams are given to the attempt, too. Where that
+    cannot be written (a full disk), it is left undone: what is running goes on.
     """
-    if item.kind != "train":
-        return
+    if item.kind in ("train", "merge"):
+        with contextlib.suppress(OSError, WriteFailed):
+            _close_attempt(folder, item, result, pid)
+
+
+def _close_attempt(folder: Folder, item: Work, result: Result, pid: int | None) -> None:
     owner = os.getpid() if pid is None else pid
     state = folder.state(item.state)
-    number = adopt(state, owner)
+    number = adopt(state, owner, item.kind)
     if number is None or result.failure is None:
         return
     known = attempts.read_exit(state, number)

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.launch.status import read_plan
 from harness.store import states
-from harness.store.atomic import publish, staging_folder
+from harness.store.atomic import publish, staging_folder, writing
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError, nearest
@@ -29,14 +29,15 @@ def export(folder: Folder, which: str, out: Path) -> Path:
     if done is None or done.checkpoint is None:
         why = "is not finished" if done is None else "diverged, so it has no weights at its end"
         raise UserError(f"{run['name']} {why}; there is nothing to export.")
-    staged = staging_folder(out.absolute())
-    try:
-        shutil.copytree(state.checkpoints / done.checkpoint / "model", staged, dirs_exist_ok=True)
-        (staged / "README.md").write_text(_card(plan, run, state.id, done), encoding="utf-8")
-        publish(staged, out.absolute())
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+    with writing(out.absolute()):
+        staged = staging_folder(out.absolute())
+        try:
+            shutil.copytree(state.checkpoints / done.checkpoint / "model", staged, dirs_exist_ok=True)
+            (staged / "README.md").write_text(_card(plan, run, state.id, done), encoding="utf-8")
+            publish(staged, out.absolute())
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
     return out
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+from pathlib import Path
 
 from harness.launch.work import Failure
+from harness.store.atomic import FORBIDDEN, FULL, WriteFailed, errno_of, explained
 from harness.store.attempts import Fenced
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
@@ -16,7 +19,8 @@ CLASSES = {
     "stopped": "the worker was told to stop by somebody else than `ablate run`",
     "memory": "no memory left on this machine",
     "memory-gpu": "no memory left on the GPU",
-    "disk": "no space left on the disk, or over quota",
+    "disk": "no space left on the disk, or over quota; nothing more is begun",
+    "forbidden": "a file or folder that may not be written to, or read",
     "fenced": "another process has begun the same work",
     "damaged": "a file that it needs is not whole",
     "parent": "something that it needs failed",
@@ -24,6 +28,9 @@ CLASSES = {
     "error": "anything else",
 }
 
+
+# Errors of the system that are nobody's mistake in the code: full or failing disks, permissions, too many open files.
+ENVIRONMENT = (*FULL, *FORBIDDEN, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 STOPPED = Failure("stopped", "told to stop by somebody else than `ablate run`; it checkpointed and left")
 
@@ -33,10 +40,23 @@ FENCED = Failure("fenced", "a newer attempt at the same state has begun in anoth
 def of_exception(error: BaseException) -> Failure:
     """The failure that an exception in the work stands for."""
     said = str(error) if isinstance(error, (UserError, Damaged)) else f"{type(error).__name__}: {error}"
-    return Failure(_kind(error), one_line(said))
+    return Failure(_kind(error), one_line(said, 1000 if isinstance(error, WriteFailed) else 300))
+
+
+def of_environment(error: BaseException) -> UserError | None:
+    """What a person is told when the system refused a call of `ablate` itself; None for a defect of the harness."""
+    if not isinstance(error, OSError) or error.errno not in ENVIRONMENT:
+        return None
+    name = error.filename
+    if isinstance(name, (str, bytes)):
+        failed = explained(error, Path(os.fsdecode(name))) if error.errno in FULL else None
+        return failed or UserError(f"{os.fsdecode(name)}: {error.strerror}.")
+    return UserError(f"the system refused to read or write (stdout, as a rule): {error.strerror}. Run it again.")
 
 
 def _kind(error: BaseException) -> str:
+    if isinstance(error, WriteFailed):
+        return error.kind
     if isinstance(error, UserError):
         return "user"
     if isinstance(error, Fenced):
@@ -48,8 +68,10 @@ def _kind(error: BaseException) -> str:
         return "memory-gpu"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "memory"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if errno_of(error) in FULL:
         return "disk"
+    if errno_of(error) in FORBIDDEN:
+        return "forbidden"
     return "error"
 
 

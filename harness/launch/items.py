@@ -10,25 +10,31 @@ from harness.plan.reasons import lost_states
 
 if TYPE_CHECKING:
     from harness.evals.settings import EvalTask
-    from harness.plan.plan import Plan
+    from harness.plan.plan import Plan, PlanRun
 
 
 def items_of(plan: Plan, tasks: Sequence[EvalTask], diverged: Collection[str] = (), train: bool = True) -> list[Work]:
     """Everything that the plan says must be done, parents first, evaluations last.
 
     diverged: states that will never be there; what hangs on them is left out. train=False: evaluations only.
+    What belongs to nobody but arms that are held is left out, too, unless nothing is trained anyway.
     """
-    lost = lost_states(plan, diverged)
+    lost = set(lost_states(plan, diverged))
+    if train and plan.held:
+        lost |= held_states(plan)
     items: list[Work] = []
     users = _users(plan)
     if train:
         items += [
             Work("base", base.id, None, 0, f"base of {named(users[base.id])}")
             for base in plan.bases.values()
-            if base.needed
+            if base.needed and base.id not in lost
         ]
         for segment in plan.segments.values():
-            if segment.needed and segment.id not in lost:
+            if segment.kind == "merge" and segment.needed and segment.id not in lost:
+                name = f"{_MERGES[str(segment.recipe and segment.recipe['method'])]} of {named(users[segment.id])}"
+                items.append(Work("merge", segment.id, segment.parent, 0, name))
+            elif segment.needed and segment.id not in lost:
                 start = (
                     [] if segment.start_path is None else [{"path": segment.start_path, "tokens": segment.start_tokens}]
                 )
@@ -56,13 +62,27 @@ def _evaluations(plan: Plan, tasks: Sequence[EvalTask], lost: Collection[str]) -
     ]
 
 
+def held_states(plan: Plan) -> set[str]:
+    """States on the paths of held arms alone."""
+    free = {state for run in plan.runs if run.arm not in plan.held for state in _states(run)}
+    return {state for run in plan.runs if run.arm in plan.held for state in _states(run)} - free
+
+
+def _states(run: PlanRun) -> set[str]:
+    return {run.base, *run.path, *(point.state for point in run.points)}
+
+
 def _users(plan: Plan) -> Mapping[str, list[str]]:
     """The runs that pass through each base and segment."""
     users: dict[str, list[str]] = {}
     for run in plan.runs:
-        for state in (run.base, *run.path):
+        merges = [point.state for point in run.points if plan.kind_of(point.state) == "merge"]
+        for state in (run.base, *run.path, *merges):
             users.setdefault(state, []).append(run.name)
     return users
+
+
+_MERGES = {"ema": "average (EMA)"}  # what a recipe makes, in words, by its method
 
 
 def named(users: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from harness.launch.work import Result, Work, result_from_json
 from harness.launch.worker import PERFORM
 
 GRACE_SECONDS = 60.0  # to write a checkpoint after SIGTERM, before SIGKILL
+RETRIES = 2  # of an item whose worker was ended by a signal that nobody here sent: it goes on from its checkpoint
 
 
 class Worker:
@@ -132,6 +133,7 @@ class _Pool:
         self._selector = selectors.DefaultSelector()
         self._elsewhere = Elsewhere(job, listener, lambda: {worker.pid for worker in self._workers})
         self._stopping = False
+        self._deaths: dict[str, int] = {}
 
     def assign(self, jobs: int) -> None:
         """Give work to idle workers, the one that has just made the parent first; start workers up to `jobs`."""
@@ -219,7 +221,14 @@ class _Pool:
         stderr = pending(self._job.folder.state(item.state), item.kind, "stderr")
         if returncode >= 0 and not words and stderr.exists():
             words = stderr.read_text(errors="replace")[-4096:]
-        self._finish(item, Result("failed", failures.of_death(returncode, words)), worker.pid)
+        failure = failures.of_death(returncode, words)
+        died = self._deaths[item.id] = self._deaths.get(item.id, 0) + (failure.kind == "killed")
+        if failure.kind == "killed" and died <= RETRIES:
+            close_attempt(self._job.folder, item, Result("failed", failure), worker.pid)
+            self._job.queue.again(item)
+            self._listener.retrying(item, failure, died, RETRIES)
+            return
+        self._finish(item, Result("failed", failure), worker.pid)
 
     def _judge(self, result: Result) -> Result:
         """Work that stopped although nobody here asked for it has failed: it would otherwise be done by no one."""

@@ -1,52 +1,176 @@
-"""One `ablate run` in a results folder at a time. However its process ends, the kernel lets go of the lock."""
+"""One `ablate run` in a results folder at a time.
+
+The lock is the kernel's (`flock`): however its process ends, the kernel lets go of it, and the next one has it at once.
+The file says who holds it, for people, and for machines between which the lock of a file system does not reach: after
+the lock was taken, a holder of another machine that still stands in the file is watched until its pulse changes (it is
+alive) or has stood still for the lease (it is dead). A holder that lost the folder in such a way stops.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from harness.store.attempts import process_identity, process_start
+from harness.store import processes
+from harness.store.atomic import writing
 from harness.store.layout import Folder
 from harness.study.errors import UserError
 
 NAME = ".lock"
+POLL_SECONDS = 0.5
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_PULSE_AT = 2048  # the record comes first in the file, and is shorter
+
+Note = Callable[[str], None]
 
 
-@contextmanager
-def locked(folder: Folder) -> Iterator[None]:
-    """Hold the folder for this process. Raises UserError when another one holds it."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    with (folder.root / NAME).open("a+") as file:
+@contextlib.contextmanager
+def locked(folder: Folder, wait: bool = False, note: Note = lambda text: None) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    wait: until whoever holds it has ended, instead of raising UserError. note: called with a line for a person.
+    Raises WriteFailed when the folder may not be written to.
+    """
+    path = folder.root / NAME
+    with writing(path):
+        folder.root.mkdir(parents=True, exist_ok=True)
+        handle = _open(path)
+    _check_folders(folder)
+    try:
+        _take(handle, folder, wait, note)
+        record = processes.identity() | {"since": time.time()}
+        with writing(path):
+            _write(handle, record)
+            pulse = processes.Pulse(path, _PULSE_AT, lost=lambda: _lost(path, record))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"another `ablate` is at work in {folder.root} ({_holder(file.read())}); "
-                f"follow it with `ablate status {folder.root} --watch`"
-            ) from None
-        file.truncate(0)
-        file.write(json.dumps(process_identity()))
-        file.flush()
-        yield
+            yield
+        finally:
+            pulse.stop()
+            if not _taken_over(path, record):
+                os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
 
 
 def at_work(folder: Folder) -> bool:
-    """Whether the process that locked the folder last still lives, as far as can be seen from here: on another host it
-    is taken to. The lock itself is not tried, which would get in the way of a run that is starting."""
+    """Whether the process that holds the folder lives, as far as can be seen from here: on another host it is taken to.
+    The lock itself is not tried, which would get in the way of a run that is starting."""
+    record = _read(folder.root / NAME)
+    return record is not None and processes.alive(record) is not False
+
+
+def _check_folders(folder: Folder) -> None:
+    """Raise WriteFailed for a folder of another user's before any work, not hours into it."""
+    for path in (folder.root, folder.manifests, folder.states, folder.runs, folder.evals, folder.report):
+        if path.exists() and not os.access(path, os.W_OK | os.X_OK):
+            with writing(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _open(path: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    with contextlib.suppress(OSError):  # whoever may write to the folder may hold it, whatever the umask of the first
+        os.fchmod(handle, path.parent.stat().st_mode & 0o666)
+    return handle
+
+
+def _take(handle: int, folder: Folder, wait: bool, note: Note) -> None:
+    """Take the lock, or raise UserError (or wait) while somebody holds it."""
+    said: list[str] = []
+
+    def held(record: Mapping[str, Any] | None) -> None:
+        if not wait:
+            raise UserError(_sentence(folder, record))
+        if not said:
+            said.append(f"waiting for the `ablate` that is at work in {folder.root} ({_holder(record)})")
+            note(said[0])
+        time.sleep(POLL_SECONDS)
+
+    while not _flock(handle):
+        held(_read(folder.root / NAME))
+    observer, asked = processes.Observer(), False
+    while (record := _read(folder.root / NAME)) is not None and processes.alive(record) is None:
+        pulse = _pulse(folder.root / NAME)
+        if not observer.alive(NAME, record, pulse):
+            note(f"{_holder(record)} has given no sign of life for {processes.LEASE_SECONDS:.0f} s: taken over from it")
+            return
+        if observer.beating(NAME):
+            held(record)
+            continue
+        if not asked:
+            asked = True
+            note(f"looking whether {_holder(record)} is still at work (up to {processes.LEASE_SECONDS:.0f} s)")
+        time.sleep(POLL_SECONDS)
+
+
+def _flock(handle: int) -> bool:
+    """Try the lock. Where the file system has none, the record in the file must do."""
     try:
-        holder = json.loads((folder.root / NAME).read_text())
-        here = holder["host"] == process_identity()["host"]
-        return not here or process_start(int(holder["pid"])) == holder["started"]
-    except (OSError, ValueError, KeyError, TypeError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+    return True
 
 
-def _holder(text: str) -> str:
+def _write(handle: int, record: Mapping[str, Any]) -> None:
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(record).ljust(_PULSE_AT).encode(), 0)
+    os.fsync(handle)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Who stands in the file; None for nobody, or for somebody who is just writing there."""
     try:
-        holder = json.loads(text)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
+        record = json.loads(path.read_bytes()[:_PULSE_AT])
+        return record if isinstance(record, dict) and "pid" in record else None
+    except (OSError, ValueError):
+        return None
+
+
+def _pulse(path: Path) -> bytes:
+    return processes.read_pulse(path)[_PULSE_AT:]
+
+
+def _taken_over(path: Path, ours: Mapping[str, Any]) -> bool:
+    """Whether somebody else stands in the file."""
+    there = _read(path)
+    return there is not None and (there.get("pid"), there.get("since")) != (ours["pid"], ours["since"])
+
+
+def _lost(path: Path, ours: Mapping[str, Any]) -> bool:
+    """Stop this process when it was taken for dead and somebody else holds its folder."""
+    lost = _taken_over(path, ours)
+    if lost:
+        print(f"ablate: {_holder(_read(path))} has taken over {path.parent}; stopping", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return lost
+
+
+def _sentence(folder: Folder, record: Mapping[str, Any] | None) -> str:
+    return (
+        f"another `ablate` is at work in {folder.root} ({_holder(record)}). Follow it with "
+        f"`ablate status {folder.root} --watch`, or add `--wait` to begin when it has ended."
+    )
+
+
+def _holder(record: Mapping[str, Any] | None) -> str:
+    if record is None:
         return "its process is not known"
+    try:
+        since = f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(float(record['since'])))}"
+    except (KeyError, TypeError, ValueError, OverflowError):
+        since = ""
+    stopped = processes.alive(record) is True and processes.suspended(int(record["pid"]))
+    return processes.described(record) + since + (", suspended" if stopped else "")

@@ -21,7 +21,9 @@ def states_of(folder: Folder, run: str) -> list[StateFolder]:
     plan = read_plan(folder)
     for planned in plan["runs"]:
         if planned["name"] == run:
-            return [folder.state(name) for name in (planned["base"], *planned["path"])]
+            known = (None, *planned["path"])
+            merges = [point["segment"] for point in planned["points"] if point["segment"] not in known]
+            return [folder.state(name) for name in (planned["base"], *planned["path"], *merges)]
     raise UserError(f"{folder.root} has no run `{run}`; {nearest(run, [p['name'] for p in plan['runs']])}")
 
 
@@ -54,7 +56,7 @@ def _streams(state: StateFolder) -> Iterator[tuple[str, Path]]:
             path = state.attempt(number) / stream
             if path.exists():
                 yield f"{state.id[:12]} attempt {number}{how}, {stream}", path
-    for kind in ("base", "train", "evaluate"):
+    for kind in ("base", "train", "merge", "evaluate"):
         for stream in STREAMS:
             path = pending(state, kind, stream)
             if path.exists():

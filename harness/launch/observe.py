@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from harness.launch.checksums import Checksums
 from harness.launch.code import tree_hash
-from harness.plan.observed import CheckpointSeen, Observed, StateSeen
-from harness.store import attempts, evaluations, states
-from harness.store.atomic import read_json
+from harness.plan.canonical import digest
+from harness.plan.observed import AttemptSeen, CheckpointSeen, EvaluationSeen, Observed, StateSeen
+from harness.store import attempts, evaluations, plans, states
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import MARKER, Damaged, read_marked
+from harness.store.metrics import read_steps
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -35,32 +41,98 @@ def observe(folder: Folder) -> Seen:
             seen[state.id] = one
             if one.outcome == "damaged" and one.reason not in damage:
                 damage.append(one.reason)
-    scored = frozenset(_evaluations(folder, checksums, damage))
+    results = tuple(_evaluations(folder, checksums, damage))
+    scored = frozenset((result.weights, result.key) for result in results)
     checksums.save()
-    return Seen(Observed(seen, found, scored, _previous(folder), tree_hash()), tuple(damage))
+    return Seen(Observed(seen, found, scored, plans.read_plan(folder), tree_hash(), results), tuple(damage))
 
 
 def _state(state: StateFolder, checksums: Checksums) -> StateSeen | None:
+    tried = _attempts(state)
+    code = tried[-1].code if tried else None
     try:
         done = states.read_done(state)
         if done is None:
             begun = bool(state.attempt_numbers())
-            return StateSeen("partial", reason="begun and not done") if begun else None
+            return StateSeen("partial", reason="begun and not done", code=code) if begun else None
+        files: Mapping[str, Mapping[str, Any]] = {}
         if done.checkpoint is not None:
             marker = checksums.checkpoint(state.checkpoints / done.checkpoint)
             if marker.fingerprint != state.id:
                 raise Damaged(f"{marker.path} holds state {marker.fingerprint}, not {state.id}")
+            files = marker.files
     except Damaged as reason:
-        return StateSeen("damaged", reason=str(reason))
-    return StateSeen(done.outcome, done.weights, "", _code(state), done.checkpoint)
+        return StateSeen("damaged", reason=str(reason), code=code)
+    return StateSeen(
+        done.outcome,
+        done.weights,
+        "",
+        code,
+        done.checkpoint,
+        tuple(tried),
+        _tokenizer(files),
+        _of_tokenizer(state),
+        _disagreements(state),
+    )
 
 
-def _code(state: StateFolder) -> str | None:
-    """The tree hash of the code of the state's last attempt; a base is made without one."""
+def _attempts(state: StateFolder) -> list[AttemptSeen]:
+    """The tries that the state rests on: those that computed something and the last one, from the last that began at
+    the segment's start. A base is made without any."""
     numbers = state.attempt_numbers()
-    env = attempts.read_env(state, numbers[-1]) if numbers else None
-    code = (env or {}).get("code")
-    return str(code["tree"]) if isinstance(code, dict) and code.get("tree") else None
+    if len(numbers) > 1:
+        starts = {e["attempt"]: e["tokens"] for e in attempts.read_events(state) if e["kind"] == "attempt_started"}
+        anew = [number for number, tokens in starts.items() if tokens == min(starts.values())]
+        numbers = [number for number in numbers if not anew or number >= max(anew)]
+    found = []
+    for number in numbers:
+        env = attempts.read_env(state, number)
+        if env is None or (number != numbers[-1] and not (state.attempt(number) / "metrics.jsonl").exists()):
+            continue
+        code = env.get("code")
+        tree = str(code["tree"]) if isinstance(code, dict) and code.get("tree") else None
+        found.append(AttemptSeen(_flat(env.get("numerics")), tree))
+    return found
+
+
+def _disagreements(state: StateFolder) -> tuple[int, ...]:
+    """Tokens of the updates on which two attempts of one class disagree: other code or numerics give other bits."""
+    numbers = state.attempt_numbers()
+    if len(numbers) < 2:
+        return ()
+    classes: dict[str, list[int]] = {}
+    for number in numbers:
+        env = attempts.read_env(state, number) or {}
+        code = env.get("code")
+        tree = code.get("tree") if isinstance(code, dict) else None
+        classes.setdefault(digest([tree, _flat(env.get("numerics"))]), []).append(number)
+    return tuple(sorted(tokens for own in classes.values() for tokens in read_steps(state, own).disagreements))
+
+
+def _tokenizer(files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """A digest of the tokenizer's files in a checkpoint's model folder, from the marker; None where there is none."""
+    own = {name: record["sha256"] for name, record in files.items() if Path(name).name in TOKENIZER_FILES}
+    return digest(own) if own else None
+
+
+def _of_tokenizer(state: StateFolder) -> str | None:
+    """The tokenizer that the state's science names."""
+    try:
+        base = states.read_segment(state).get("base")
+    except (FileNotFoundError, Damaged):
+        return None
+    return str(base["tokenizer"]) if isinstance(base, dict) and base.get("tokenizer") else None
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, str]:
+    """`{"threads": 1}` as `{"threads": "1"}`, mappings inside with their names in front."""
+    flat: dict[str, str] = {}
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(inner, Mapping):
+            flat |= _flat(inner, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = inner if isinstance(inner, str) else json.dumps(inner)
+    return flat
 
 
 def _checkpoints(state: StateFolder, checksums: Checksums, damage: list[str]) -> Iterator[tuple[str, CheckpointSeen]]:
@@ -71,10 +143,10 @@ def _checkpoints(state: StateFolder, checksums: Checksums, damage: list[str]) ->
         except Damaged as reason:
             damage.append(str(reason))
             continue
-        yield marker.fingerprint, CheckpointSeen(str(path.resolve()), marker.tokens)
+        yield marker.fingerprint, CheckpointSeen(str(path.resolve()), marker.tokens, state.id)
 
 
-def _evaluations(folder: Folder, checksums: Checksums, damage: list[str]) -> Iterator[tuple[str, str]]:
+def _evaluations(folder: Folder, checksums: Checksums, damage: list[str]) -> Iterator[EvaluationSeen]:
     if not folder.evals.is_dir():
         return
     for weights in sorted(path for path in folder.evals.iterdir() if path.is_dir()):
@@ -82,17 +154,16 @@ def _evaluations(folder: Folder, checksums: Checksums, damage: list[str]) -> Ite
             try:
                 marker = read_marked(result / MARKER, evaluations.SCHEMA)
                 checksums.check(result, marker["files"])
+                facts = read_marked(result / "results.json", evaluations.SCHEMA)
             except FileNotFoundError:
                 damage.append(f"{result} has no marker: it was never finished")
             except Damaged as reason:
                 damage.append(str(reason))
             else:
-                yield weights.name, result.name
+                yield EvaluationSeen(weights.name, result.name, str(facts.get("task", "")), _computed_with(facts))
 
 
-def _previous(folder: Folder) -> dict[str, object] | None:
-    try:
-        value = read_json(folder.plan_json)
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+def _computed_with(results: Mapping[str, Any]) -> dict[str, str]:
+    facts = {name: results[name] for name in ("task_hash", "max_length") if name in results}
+    facts |= {name: results[name] for name in ("versions", "numerics") if name in results}
+    return {**_flat(results.get("settings")), **_flat(facts)}

@@ -14,7 +14,7 @@ from harness.plan.observed import Observed
 from harness.plan.plan import Plan, PlanRun
 from harness.plan.render import table
 
-End = Literal["done", "diverged", "failed", "stopped", "untrained"]
+End = Literal["done", "diverged", "failed", "stopped", "untrained", "held"]
 UNMARKED = Failure("error", "its work ended without an error, and its marker is not there")
 
 
@@ -29,7 +29,10 @@ class RunEnd:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of an `ablate run`. signal: the stop signal that ended it early, None when it went to its end."""
+    """The end of an `ablate run`. signal: the stop signal that ended it early, None when it went to its end.
+
+    A held run waits for a control that has not let it go.
+    """
 
     runs: Sequence[RunEnd]
     signal: int | None = None
@@ -39,11 +42,15 @@ class Ended:
         return [run for run in self.runs if run.end == "failed"]
 
     @property
+    def held(self) -> list[RunEnd]:
+        return [run for run in self.runs if run.end == "held"]
+
+    @property
     def exit_code(self) -> int:
-        """0 done, 1 some runs failed, 128 + signal when stopped."""
+        """0 done, 1 some runs failed or are held, 128 + signal when stopped."""
         if self.signal is not None:
             return 128 + self.signal
-        return 1 if self.failed else 0
+        return 1 if self.failed or self.held else 0
 
 
 def ended(
@@ -64,16 +71,23 @@ def _run_end(plan: Plan, observed: Observed, results: Mapping[str, Result], run:
             return RunEnd(run.name, "diverged")
         for kind in ("base", "train"):
             result = results.get(f"{kind}:{state}")
-            if result is not None and result.outcome == "failed":
+            if result is not None and result.outcome in ("failed", "blocked"):
                 return RunEnd(run.name, "failed", result.failure)
-    missing = [state for state in run.path if plan.segments[state].needed]
+    merges = [point.state for point in run.points if plan.kind_of(point.state) == "merge"]
+    for state in merges:
+        result = results.get(f"merge:{state}")
+        if result is not None and result.outcome in ("failed", "blocked"):
+            return RunEnd(run.name, "failed", result.failure)
+    missing = [state for state in (*run.path, *merges) if plan.segments[state].needed]
     unscored = [item.state for item in plan.evals if item.run == run.name and not item.done]
     for state in unscored:
         result = results.get(f"evaluate:{state}")
-        if result is not None and result.outcome == "failed":
+        if result is not None and result.outcome in ("failed", "blocked"):
             return RunEnd(run.name, "failed", result.failure)
     if not missing and not unscored:
         return RunEnd(run.name, "done")
+    if run.arm in plan.held and rest == "failed":
+        return RunEnd(run.name, "held")
     return RunEnd(run.name, rest, UNMARKED if rest == "failed" else None)
 
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 def perform(order: Order, progress: Progress) -> Result:
-    """Prepare a base, train a segment or evaluate a state, as the order says."""
+    """Prepare a base, train or merge a segment, or evaluate a state, as the order says."""
     folder = Folder(order.folder)
     if order.kind == "base":
         return _base(folder, order)
     if order.kind == "train":
         return _train(folder, order, progress)
+    if order.kind == "merge":
+        return _merge(folder, order)
     return _evaluate(folder, order, progress)
 
 
@@ -46,6 +48,16 @@ def _train(folder: Folder, order: Order, progress: Progress) -> Result:
     if outcome.kind == "fenced":
         return Result("failed", failures.FENCED)
     return Result(outcome.kind)
+
+
+def _merge(folder: Folder, order: Order) -> Result:
+    from harness.launch import failures
+    from harness.train.merge import merge_state
+
+    environment = {"numerics": _numerics(order).record(), "code": dict(order.settings["code"])}
+    if merge_state(folder, order.state, environment) == "fenced":
+        return Result("failed", failures.FENCED)
+    return Result("merged")
 
 
 def _evaluate(folder: Folder, order: Order, progress: Progress) -> Result:

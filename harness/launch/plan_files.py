@@ -39,7 +39,10 @@ def evaluation_options(
         raise UserError(f"{root / 'plan.json'} does not say which study it belongs to; `ablate run` writes it anew.")
     study = Path(os.path.normpath(root / asked["file"]))
     if not study.is_file():
-        raise UserError(f"the study of {root} was {study}, which is not there any more.")
+        raise UserError(
+            f"the study of {root} was {study}, which is not there any more; "
+            f"`ablate run STUDY.yaml -o {root}` with its new place says where it is."
+        )
     overrides = list(asked["set"])
     if suites:
         wanted = list(dict.fromkeys([*plan["eval"]["suites"], *suites]))

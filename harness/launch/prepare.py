@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.launch.controls import hold
+from harness.launch.items import items_of
 from harness.launch.observe import Seen, observe
-from harness.launch.resolve import Resolved, evaluation_tasks, known, resolve
+from harness.launch.resolve import Resolved, evaluation_tasks, known, lacks_origin, resolve
 from harness.plan.observed import TaskRef
 from harness.plan.plan import Plan, build_plan
 from harness.store.layout import Folder
 from harness.study.errors import Mistake
 
 if TYPE_CHECKING:
+    from analysis.controls import Verdict
     from harness.evals.settings import EvalTask
     from harness.study import Study
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with all that it was made of."""
+    """A plan with all that it was made of. verdicts: of the study's controls, as the folder shows them."""
 
     study: Study
     folder: Folder
@@ -29,6 +32,7 @@ class Prepared:
     tasks: Sequence[EvalTask]
     seen: Seen
     plan: Plan
+    verdicts: Sequence[Verdict] = ()
 
     @property
     def pools(self) -> dict[str, int]:
@@ -55,9 +59,20 @@ def planned(study: Study, folder: Folder, share: bool = True) -> Prepared:
 
 def resolved_plan(study: Study, folder: Folder, share: bool, note: Callable[[str], None]) -> Prepared:
     """The plan after finding out what the base and the sources are. Raises UserError, also for a shortage of data."""
+    there = known(study, folder)
+    if lacks_origin(there):
+        prepared = _prepared(study, folder, there, share)
+        if not _has_work(prepared):
+            return prepared
     prepared = _prepared(study, folder, resolve(study, folder, note), share)
     check_shortage(prepared)
     return prepared
+
+
+def _has_work(prepared: Prepared) -> bool:
+    """Whether anything is left to train or to evaluate."""
+    diverged = {name for name, seen in prepared.seen.observed.states.items() if seen.outcome == "diverged"}
+    return bool(items_of(prepared.plan, prepared.tasks, diverged))
 
 
 def again(prepared: Prepared, share: bool) -> Prepared:
@@ -70,10 +85,10 @@ def _prepared(study: Study, folder: Folder, resolved: Resolved, share: bool) -> 
     references = [TaskRef(task.suite, task.task, task.kind, task.key, task.headline) for task in tasks]
     seen = observe(folder)
     try:
-        plan = build_plan(study, resolved.identities, resolved.base, references, seen.observed, share)
+        plan = build_plan(study, resolved.identities, resolved.base, references, seen.observed, share, resolved.sources)
     except Mistake as mistake:
         raise study.error(mistake) from None
-    return Prepared(study, folder, resolved, tasks, seen, plan)
+    return Prepared(study, folder, resolved, tasks, Seen(plan.observed, seen.damage), plan, hold(plan, folder))
 
 
 def check_shortage(prepared: Prepared) -> None:

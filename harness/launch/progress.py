@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
-from harness.launch.work import Result, Work
+from harness.launch.work import Failure, Result, Work
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where nothing can be drawn over
 RATE_SECONDS = 30.0  # over which the speed is averaged
@@ -81,7 +82,7 @@ class Tally:
 
 def doing(item: Work) -> str:
     """What is being done, in words."""
-    return {"base": "", "train": "", "evaluate": "evaluating "}[item.kind] + item.name
+    return ("evaluating " if item.kind == "evaluate" else "") + item.name
 
 
 def tokens(count: float) -> str:
@@ -119,6 +120,9 @@ class Silent:
 
     def waiting(self, item: Work, elsewhere: Mapping[str, Any]) -> None: ...
 
+    def retrying(self, item: Work, failure: Failure, time: int, of: int) -> None:
+        self.note(f"{failure} while {doing(item)}; going on from its newest checkpoint ({time} of {of} retries)")
+
 
 class PlainLines(Silent):
     """Lines: one for every item that ends, and one of progress at most every ten seconds."""
@@ -129,7 +133,9 @@ class PlainLines(Silent):
         self._last = time.monotonic()
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        # The terminal may be closed, the reader of a pipe gone, the disk of a log full: the work goes on without them.
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=self._stream, flush=True)
 
     def began(self, items: Iterable[Work]) -> None:
         self._tally = Tally(items)
@@ -171,7 +177,8 @@ class Bar(Silent):
         self._shown: Any = None
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def began(self, items: Iterable[Work]) -> None:
         self._tally = Tally(items)
@@ -180,7 +187,8 @@ class Bar(Silent):
         self._bar.start()
 
     def ended(self) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):  # the terminal was closed
+            self._bar.stop()
 
     def started(self, item: Work) -> None:
         self._tally.started(item)
@@ -201,7 +209,8 @@ class Bar(Silent):
 
     def _draw(self) -> None:
         done = self._tally.tokens_done if self._tally.tokens_to_do else self._tally.evaluations_done
-        self._bar.update(self._shown, completed=done, description=self._tally.line())
+        with contextlib.suppress(OSError):
+            self._bar.update(self._shown, completed=done, description=self._tally.line())
 
 
 class Shown:

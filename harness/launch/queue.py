@@ -55,12 +55,26 @@ class Queue:
         """Record how a running item ended, and release or give up what waits for it."""
         self.running.pop(item.id, None)
         self.results[item.id] = result
+        if result.failure is not None and result.failure.kind == "disk":
+            self._hold(Failure("disk", "not begun, since the disk is full"))
         if item.makes is None or result.outcome == "stopped":
             return
         if result.outcome in MAKES_STATE:
             self._ready += self._waiting.pop(item.makes, [])
         else:
             self._give_up(item.makes, result.outcome == "diverged", f"{item.name} failed before it")
+
+    def again(self, item: Work) -> None:
+        """Put a running item back: its worker was lost, and another one is to go on with it."""
+        self.running.pop(item.id, None)
+        self._ready.append(item)
+
+    def _hold(self, why: Failure) -> None:
+        """Begin nothing more: whatever comes next would meet the same, after hours of work."""
+        held = [*self._ready, *(item for waiting in self._waiting.values() for item in waiting)]
+        self.results.update({item.id: Result("blocked", why) for item in held})
+        self._ready.clear()
+        self._waiting.clear()
 
     @property
     def ready(self) -> list[Work]:

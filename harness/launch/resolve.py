@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.launch.checksums import Checksums
 from harness.plan.science import Identities
 from harness.store import manifests
 from harness.store.layout import Folder
+from harness.store.markers import Damaged
 
 if TYPE_CHECKING:
     from harness.evals.settings import EvalSettings, EvalTask
     from harness.study import Study
+
+
+STAMPED = ("size", "mtime_ns", "ctime_ns")
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,39 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
         found = describe_base(treatment.base, study.path.absolute().parent, tokenizer, earlier)
         manifests.write_base(folder, {**found, "asked": _asked(study)})
         base = manifests.read_base(folder) or found
+    discard_altered_stores(folder, note)
     return _resolved(study, base, resolve_sources(study, base, folder, note))
+
+
+def lacks_origin(resolved: Resolved) -> bool:
+    """Whether all is resolved, and something that it was made from or made into is not on this machine: the folder was
+    copied here, or the shared store was emptied. As long as there is nothing to do, nobody misses it."""
+    if resolved.base is None or resolved.identities.tokenizer is None or None in resolved.identities.sources.values():
+        return False
+    paths = [resolved.base["location"], resolved.base["tokenizer"]["path"], resolved.base["optimizer"]]
+    paths += [file["path"] for file in resolved.base["files"]]
+    for source in resolved.sources.values():
+        paths += [source["tokens"], *(file["path"] for file in source["files"])]
+    return not all(Path(path).exists() for path in paths if path is not None)
+
+
+def discard_altered_stores(folder: Folder, note: Callable[[str], None]) -> None:
+    """Take the token stores of a folder out of use whose files are not what they were when written; hashed once."""
+    from harness.data.cache import cache_root
+    from harness.data.token_store import is_complete, recorded_files
+
+    checksums = Checksums(cache_root())
+    for path in sorted((folder.manifests / "sources").glob("*.json")):
+        manifest = manifests.read_source(folder, path.stem)
+        store = None if manifest is None else Path(manifest["tokens"])
+        if store is None or not is_complete(store):
+            continue
+        try:
+            checksums.check(store, recorded_files(store))
+        except Damaged as reason:
+            note(f"damaged: {reason}")
+            (store / "meta.json").unlink(missing_ok=True)  # what was last written goes first: it is built again
+    checksums.save()
 
 
 def _asked(study: Study) -> dict[str, Any]:
@@ -73,14 +110,14 @@ def _still_holds(study: Study, manifest: Mapping[str, Any]) -> bool:
     if manifest["kind"] in ("folder", "gguf") and str(here.resolve()) != manifest["location"]:
         return False
     try:
-        return all(_stamp(file["path"]) == (file["size"], file["mtime_ns"]) for file in manifest["files"])
+        return all(_stamp(file["path"]) == tuple(map(file.get, STAMPED)) for file in manifest["files"])
     except OSError:
         return False
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def _stamp(path: str) -> tuple[int, int, int]:
     status = Path(path).stat()
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _known_sources(study: Study, folder: Folder, tokenizer: str) -> dict[str, Mapping[str, Any]]:
@@ -118,7 +155,14 @@ def evaluation_settings(study: Study) -> EvalSettings:
 
 
 def evaluation_tasks(study: Study, resolved: Resolved) -> list[EvalTask]:
-    """Every task that the study evaluates, with its key; held-out tasks of resolved sources only."""
+    """Every task that the study evaluates, with its key; held-out tasks of resolved sources only.
+
+    Raises UserError, too, for a metric to compare that none of them measures.
+    """
+    from harness.evals.measured import check_measured
     from harness.evals.suites import resolve_tasks
 
-    return resolve_tasks(study.spec.eval, resolved.sources, evaluation_settings(study), study.path.parent)
+    tasks = resolve_tasks(study.spec.eval, resolved.sources, evaluation_settings(study), study.path.parent)
+    compare = study.spec.compare
+    check_measured([*compare.primary, *compare.not_worse], tasks)
+    return tasks

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.launch import code, outcome, prepare, stamp
+from harness.launch import admit, code, controls, limits, outcome, prepare, space, stamp
 from harness.launch.executor import DebugExecutor, Executor, Job
-from harness.launch.items import items_of
+from harness.launch.items import held_states, items_of
 from harness.launch.local import LocalExecutor
 from harness.launch.lock import locked
 from harness.launch.progress import Shown, Silent, tokens
@@ -18,13 +18,13 @@ from harness.launch.queue import Queue
 from harness.launch.resolve import evaluation_settings
 from harness.launch.stop import Stop
 from harness.launch.worker import PERFORM, load_perform
-from harness.store import runs, states
-from harness.store.atomic import read_json, write_bytes, write_json
+from harness.store import plans, runs, states
+from harness.store.atomic import WriteFailed, sweep, write_bytes
 from harness.store.layout import Folder
-from harness.study.errors import UserError
 
 if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
+    from harness.launch.work import Result
     from harness.study import Study
 
 EXECUTORS = ("local", "debug")
@@ -34,7 +34,8 @@ EXECUTORS = ("local", "debug")
 class Options:
     """What `ablate run` was asked for. folder None: `results/<study>`. jobs None: as the study says.
 
-    train=False evaluates what is there and trains nothing; `suites` are those that it was asked to add.
+    wait: for whoever is at work in the folder, instead of leaving. train=False evaluates what is there and trains
+    nothing; `suites` are those that it was asked to add.
     perform: the work function, for tests of everything else.
     """
 
@@ -45,6 +46,7 @@ class Options:
     jobs: int | None = None
     share: bool = True
     yes: bool = False
+    wait: bool = False
     train: bool = True
     suites: tuple[str, ...] = ()
     perform: str = PERFORM
@@ -61,18 +63,23 @@ class Options:
         words += ["--jobs", str(self.jobs)] if self.jobs is not None else []
         words += ["--no-share"] if not self.share else []
         words += ["--yes"] if self.yes else []
+        words += ["--wait"] if self.wait else []
         return shlex.join(words)
 
 
 @dataclass(frozen=True)
 class Report:
-    """How an `ablate run` ended. report: the page, None when there is none (nothing was trained yet)."""
+    """How an `ablate run` ended. report: the page, None when there is none (nothing was trained yet).
+
+    held: why arms are held, in a paragraph; None when none is.
+    """
 
     folder: Folder
     ended: outcome.Ended
     trained_tokens: int
     evaluated: int
     report: Path | None
+    held: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -82,93 +89,116 @@ class Report:
             "runs": outcome.to_json(self.ended),
             "report": None if self.report is None else str(self.report),
             "stopped_by": self.ended.signal,
+            "held": self.held,
         }
 
 
 def run(options: Options, listener: Silent) -> Report:
     """Resolve, plan, train, evaluate and report. Raises UserError before anything is spent when it should not run."""
     study = prepare.load(options.study, options.overrides)
+    cluster = limits.check_here(study.spec.launch) if options.train else None
     folder = prepare.folder_of(study, options.folder)
-    check_folder(folder, options.share)
-    with locked(folder):
+    admit.check_folder(folder, options.share)
+    with locked(folder, options.wait, listener.note):
+        admit.check_folder(folder, options.share)
+        sweep(folder.root, lambda inside: inside.parent.name != "checkpoints")
         prepared = prepare.resolved_plan(study, folder, options.share, listener.note)
-        check(prepared, options.yes)
+        admit.check(prepared, options.yes)
+        if cluster is not None:
+            listener.note(cluster)
         for damage in prepared.seen.damage:
             listener.note(f"damaged: {damage}")
-        record(prepared, options)
-        queue, stop = execute(prepared, options, listener)
-        after = prepare.again(prepared, options.share) if queue.results else prepared
-        ended = outcome.ended(after.plan, after.seen.observed, queue.results, stop.signal, options.train)
-        report = None if stop.signal is not None else stamp.report(after, listener.note)
-    return Report(folder, ended, _trained_tokens(queue), _evaluated(queue), report)
+        short = space.shortage(prepared.plan, folder)
+        if short is not None:
+            listener.note(short)
+        for finding in admit.found_in_results(prepared):
+            listener.note(finding)
+        worked = work(prepared, options, listener)
+        after = worked.after
+        ended = outcome.ended(after.plan, after.seen.observed, worked.results, worked.signal, options.train)
+        report = None if worked.signal is not None else _report(after, ended, listener)
+    held = list(after.plan.held) if ended.held else []
+    because = controls.paragraph(after.verdicts, held) if held else None
+    return Report(folder, ended, worked.trained_tokens, worked.evaluated, report, because)
 
 
-def check_folder(folder: Folder, share: bool) -> None:
-    """Refuse to mix shared and unshared states, which have different names, in one folder."""
-    entries = list(folder.root.iterdir()) if folder.root.is_dir() else []
-    if not [entry for entry in entries if not entry.name.startswith(".")]:
-        return
+@dataclass
+class Worked:
+    """What a call has done. after: the plan against what is there now; signal: what stopped it, None if nothing."""
+
+    after: Prepared
+    results: dict[str, Result] = field(default_factory=dict)
+    trained_tokens: int = 0
+    evaluated: int = 0
+    signal: int | None = None
+
+
+def work(prepared: Prepared, options: Options, listener: Silent) -> Worked:
+    """Do what the plan says, and where that lets held arms go, do those, too."""
+    worked = Worked(prepared)
+    while True:
+        before = worked.after
+        record(before, options)
+        queue, stop = execute(before, options, listener)
+        worked.results |= queue.results
+        worked.trained_tokens += _trained_tokens(queue)
+        worked.evaluated += _evaluated(queue)
+        worked.signal = stop.signal
+        if queue.results:
+            worked.after = prepare.again(before, options.share)
+        released = options.train and set(before.plan.held) - set(worked.after.plan.held)
+        if worked.signal is not None or not released:
+            break
+        for verdict in worked.after.verdicts:
+            listener.note(f"control {verdict.name}: {verdict.sentence}")
+    full = any(result.failure is not None and result.failure.kind == "disk" for result in worked.results.values())
+    if worked.results and not full:
+        write_plan(worked.after, options)  # what only the work has shown stands in it now
+    for name, seen in worked.after.seen.observed.states.items():
+        if seen.outcome in ("trained", "diverged"):
+            states.forget_before(before.folder.state(name))
+    return worked
+
+
+def _report(prepared: Prepared, ended: outcome.Ended, listener: Silent) -> Path | None:
+    """Build the report. Where runs have failed and it cannot be written either, what is said of them comes first."""
     try:
-        shared = bool(read_json(folder.plan_json).get("share", True))
-    except (OSError, ValueError):
-        shared = True
-    if not share and shared:
-        raise UserError(f"`--no-share` needs an empty folder, and {folder.root} is not; choose another with -o.")
-    if share and not shared:
-        raise UserError(
-            f"{folder.root} was made with `--no-share`; add `--no-share`, or choose another folder with -o."
-        )
-
-
-def check(prepared: Prepared, yes: bool) -> None:
-    """Refuse what cannot be compared, and what costs more than the study's budget (unless `yes`)."""
-    errors = [item for item in prepared.plan.lint if item.level == "error"]
-    if errors:
-        found = "\n".join(f"  {item.code}{f' [{item.arm}]' if item.arm else ''}: {item.message}" for item in errors)
-        first = errors[0]
-        raise UserError(
-            f"the study cannot be compared as it is:\n{found}\n"
-            f"Change it, or allow a finding by name: `compare.allow: {{{first.arm or 'default'}: [{first.code}]}}`."
-        )
-    budget, hours = prepared.study.spec.budget.gpu_hours, prepared.plan.totals["gpu_hours"]
-    if budget is not None and hours is not None and hours > budget and not yes:
-        raise UserError(
-            f"the study takes about {hours:.3g} GPU-hours ({prepared.plan.totals['gpu_hours_basis']}), more than its "
-            f"`budget.gpu_hours: {budget:g}`; raise the budget, or run it with `--yes`."
-        )
+        return stamp.report(prepared, listener.note)
+    except WriteFailed as error:
+        if not ended.failed:
+            raise
+        listener.note(str(error))
+        return None
 
 
 def record(prepared: Prepared, options: Options) -> None:
     """Write study.yaml, plan.json, the runs and the segments that will be worked on."""
     folder, plan = prepared.folder, prepared.plan
+    for run in plan.runs:  # first: a record of a newer version stops this before anything is written
+        runs.write_run(folder, plan.run_json(run))
     if not folder.study_yaml.exists() or folder.study_yaml.read_text(encoding="utf-8") != prepared.study.text:
         write_bytes(folder.study_yaml, prepared.study.text.encode())
     write_plan(prepared, options)
-    for run in plan.runs:
-        runs.write_run(folder, plan.run_json(run))
     if not options.train:
         return
     needed = [base.id for base in plan.bases.values() if base.needed]
     needed += [segment.id for segment in plan.segments.values() if segment.needed]
+    held = held_states(plan) if plan.held else set()
     for name in needed:
         state = folder.state(name)
         states.write_segment(state, plan.segment_json(name))
         seen = prepared.seen.observed.states.get(name)
         if seen is not None and seen.outcome == "damaged":
             state.done.unlink(missing_ok=True)  # it says what is not so; the damage was named
+        if seen is not None and seen.outcome == "stale" and name not in held:
+            states.set_aside(state)
 
 
 def write_plan(prepared: Prepared, options: Options) -> None:
     """Write plan.json unless it is there already: the plan, and which call it answers."""
     folder = prepared.folder
     asked = {"file": os.path.relpath(options.study, folder.root), "set": list(options.overrides)}
-    value = {**prepared.plan.record(), "share": options.share, "asked": asked}
-    try:
-        if read_json(folder.plan_json) == value:
-            return
-    except (OSError, ValueError):
-        pass
-    write_json(folder.plan_json, value)
+    plans.write_plan(folder, {**prepared.plan.record(), "share": options.share, "asked": asked})
 
 
 def execute(prepared: Prepared, options: Options, listener: Silent) -> tuple[Queue, Stop]:

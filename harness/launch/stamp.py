@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from harness.launch.code import tree_hash
 from harness.plan.canonical import digest
-from harness.store.atomic import read_json, write_json
+from harness.store.atomic import write_json
+from harness.store.markers import Damaged, read_marked
 
 if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
@@ -41,6 +42,7 @@ def _rests_on(prepared: Prepared) -> str:
             "resolved": prepared.plan.record()["science"],
             "compare": prepared.study.spec.compare.model_dump(mode="json"),
             "states": sorted([name, seen.outcome, seen.weights] for name, seen in observed.states.items()),
+            "lint": [vars(item) for item in prepared.plan.lint],
             "evaluations": sorted(map(list, observed.evaluations)),
             "code": tree_hash(),
         }
@@ -49,6 +51,6 @@ def _rests_on(prepared: Prepared) -> str:
 
 def _read(path: Path) -> object:
     try:
-        return read_json(path)
-    except (OSError, ValueError):
+        return read_marked(path, SCHEMA)
+    except (FileNotFoundError, Damaged):
         return None

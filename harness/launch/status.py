@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 from harness.launch.lock import at_work
 from harness.launch.progress import duration, tokens
 from harness.plan.render import table
-from harness.store import attempts, evaluations, metrics, states
-from harness.store.atomic import read_json
+from harness.store import attempts, evaluations, metrics, plans, processes, states
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.store.states import Done
@@ -22,7 +20,8 @@ SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silen
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run. state: done, diverged, failed, damaged, training, stopped, silent, evaluating, unevaluated, waiting.
+    """One run. state: done, diverged, failed, damaged, training, stopped, silent, evaluating, unevaluated, waiting,
+    or held (by a control of the study).
 
     detail: why, or how far. tokens, of: of the path. eta: seconds of training left of the running segment's path.
     """
@@ -57,15 +56,12 @@ class _Segment:
 
 def read_plan(folder: Folder) -> dict[str, Any]:
     """plan.json. Raises UserError when `folder` is no results folder."""
-    try:
-        plan = read_json(folder.plan_json)
-    except (OSError, ValueError):
+    plan = plans.read_plan(folder)
+    if plan is None:
         raise UserError(
             f"{folder.root} is not a results folder: it has no readable plan.json. "
             "`ablate run STUDY.yaml -o DIR` makes one."
-        ) from None
-    if not isinstance(plan, dict):
-        raise UserError(f"{folder.plan_json} holds no JSON object; `ablate run` writes it anew.")
+        )
     return plan
 
 
@@ -95,6 +91,9 @@ def _run(
     if segments[-1].state == "done":
         last = segments[-1]
         state, detail = _evaluated(folder, plan, run)
+    why = next((held["reason"] for held in plan.get("held") or () if held["arm"] == run["arm"]), None)
+    if why is not None and state in ("waiting", "stopped", "unevaluated"):
+        state, detail = "held", str(why)
     rate = last.row.get("tokens_per_second") if last.row is not None and state == "training" else None
     reached = of if segments[-1].state == "done" else last.tokens
     return RunStatus(
@@ -161,11 +160,13 @@ def _at_work(
             return "failed", f"{ended.get('failure', 'error')}: {ended.get('error', '')}"
         return "stopped", _progress(row, bounds)
     env = attempts.read_env(state, numbers[-1]) or {}
-    here = attempts.process_identity()["host"] == env.get("host")
-    if here and attempts.process_start(int(env.get("pid", 0))) != env.get("started"):
+    lives = processes.alive(env) if env else False
+    if lives is False:
         return "failed", "killed: its process is gone without a word"
-    begun = (state.attempt(numbers[-1]) / "env.json").stat().st_mtime if env else 0.0
-    quiet = time.time() - max(begun, float(row["time"]) if row is not None else 0.0)
+    if lives and processes.suspended(int(env["pid"])):
+        return "silent", f"its process {env['pid']} is suspended"
+    # By the clock of the process itself: those of two machines, and one that is set, cannot be compared.
+    quiet = processes.quiet_seconds(attempts.read_pulse(state, numbers[-1])) or 0.0
     if quiet > SILENT_SECONDS:
         return "silent", f"nothing for {duration(quiet)}"
     return "training", _progress(row, bounds)

@@ -1,4 +1,7 @@
-"""Being told to stop: SIGINT, SIGTERM, SIGHUP and SIGUSR2 (Slurm's warning) ask for an orderly end."""
+"""Being told to stop: SIGINT, SIGTERM, SIGHUP and SIGUSR2 (Slurm's warning) ask for an orderly end.
+
+A signal that was ignored when the process was started stays ignored: `nohup ablate run ... &` outlives its terminal.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ class Stop:
 
     def __enter__(self) -> Stop:
         for number in SIGNALS:
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._handle)
         return self
 

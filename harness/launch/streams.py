@@ -6,13 +6,14 @@ folder; they are renamed into the attempt's while open, which a running process 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.store.atomic import read_json
+from harness.store.atomic import read_json, writing
 from harness.store.layout import StateFolder
 
 STREAMS = ("stdout", "stderr")
@@ -26,26 +27,29 @@ def pending(state: StateFolder, kind: str, stream: str) -> Path:
 @contextmanager
 def captured(state: StateFolder, kind: str) -> Iterator[None]:
     """Send file descriptors 1 and 2 to the state's files, then to the attempt's, for as long as the block runs."""
-    state.root.mkdir(parents=True, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    files = [os.open(pending(state, kind, stream), flags, 0o666) for stream in STREAMS]
+    files = []
+    for stream in STREAMS:
+        path = pending(state, kind, stream)
+        with writing(path):
+            state.root.mkdir(parents=True, exist_ok=True)
+            files.append(os.open(path, flags, 0o666))
     saved = [os.dup(1), os.dup(2)]
     try:
         os.dup2(files[0], 1)
         os.dup2(files[1], 2)
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         for target, original in zip((1, 2), saved, strict=True):
             os.dup2(original, target)
         for handle in (*files, *saved):
             os.close(handle)
-        if kind == "train":
-            adopt(state, os.getpid())
+        if kind in ("train", "merge"):
+            adopt(state, os.getpid(), kind)
 
 
-def adopt(state: StateFolder, pid: int) -> int | None:
+def adopt(state: StateFolder, pid: int, kind: str = "train") -> int | None:
     """Give the streams of process `pid` to the attempt that it began. Returns its number, None without one."""
     numbers = state.attempt_numbers()
     if not numbers:
@@ -57,7 +61,14 @@ def adopt(state: StateFolder, pid: int) -> int | None:
     except (OSError, ValueError):
         return None
     for stream in STREAMS:
-        source = pending(state, "train", stream)
+        source = pending(state, kind, stream)
         if source.exists() and not (folder / stream).exists():
             source.rename(folder / stream)
     return numbers[-1]
+
+
+def _flush() -> None:
+    """What was printed and cannot be written (the disk is full) is lost; the work is not."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()

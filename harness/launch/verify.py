@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.launch import code
+from harness.data.token_store import is_complete, recorded_files
+from harness.launch import code, prepare
 from harness.launch.executor import Executor, Job
 from harness.launch.local import LocalExecutor
 from harness.launch.logs import states_of
 from harness.launch.progress import Shown, Silent, listener_for
 from harness.launch.queue import Queue
+from harness.launch.resolve import known, lacks_origin, resolve
 from harness.launch.status import read_plan
 from harness.launch.stop import Stop
 from harness.launch.work import Work
 from harness.plan.canonical import digest
-from harness.store import attempts, checkpoints, evaluations, states
+from harness.store import attempts, checkpoints, evaluations, manifests, states
 from harness.store.layout import Folder
 from harness.store.markers import MARKER, Damaged, read_marked, verify_files
 from harness.study.errors import UserError
 
 
 def damage(folder: Folder) -> tuple[int, list[str]]:
-    """Hash every file that a marker speaks for. How many markers were checked, and a sentence for each damage."""
+    """Hash every file that a marker speaks for, or the description of a token store. How many of both were checked,
+    and a sentence for each damage."""
     read_plan(folder)
     checked = 0
     found: list[str] = []
@@ -38,6 +42,14 @@ def damage(folder: Folder) -> tuple[int, list[str]]:
             except Damaged as reason:
                 if str(reason) not in found:
                     found.append(str(reason))
+    for manifest in filter(None, (manifests.read_source(folder, path.stem) for path in _source_manifests(folder))):
+        store = Path(manifest["tokens"])
+        if is_complete(store):  # (one that is not there is built again when it is needed)
+            checked += 1
+            try:
+                verify_files(store, recorded_files(store))
+            except Damaged as reason:
+                found.append(str(reason))
     for marker in sorted(folder.evals.glob(f"*/*/{MARKER}")):
         checked += 1
         try:
@@ -45,6 +57,10 @@ def damage(folder: Folder) -> tuple[int, list[str]]:
         except Damaged as reason:
             found.append(str(reason))
     return checked, found
+
+
+def _source_manifests(folder: Folder) -> list[Path]:
+    return sorted((folder.manifests / "sources").glob("*.json"))
 
 
 def _checkpoint_checks(state: Any) -> list[Any]:
@@ -102,7 +118,8 @@ def _copied(folder: Folder, alone: Folder, run: Mapping[str, Any]) -> list[Work]
     """The run's base and segments under names of their own, so that nothing of the results is taken for theirs."""
     items: list[Work] = []
     renamed: dict[str, str] = {}
-    for name in (run["base"], *run["path"]):
+    merges = [point["segment"] for point in run["points"] if point["segment"] not in (None, *run["path"])]
+    for name in (run["base"], *run["path"], *merges):
         try:
             segment = states.read_segment(folder.state(name))
         except (FileNotFoundError, Damaged):
@@ -110,7 +127,10 @@ def _copied(folder: Folder, alone: Folder, run: Mapping[str, Any]) -> list[Work]
         renamed[name] = name if segment["kind"] == "base" else digest([name, run["name"]])
         own = renamed[name]
         parent = segment["parent"] and renamed[segment["parent"]]
-        states.write_segment(alone.state(own), {**segment, "id": own, "parent": parent})
+        own_fields = {"id": own, "parent": parent}
+        if "recipe" in segment:
+            own_fields["recipe"] = {**segment["recipe"], "of": [renamed[of] for of in segment["recipe"]["of"]]}
+        states.write_segment(alone.state(own), {**segment, **own_fields})
         kind: Any = segment["kind"]
         tokens = int(segment["tokens_to"]) - int(segment["tokens_from"])
         items.append(Work(kind, own, parent, tokens, f"{segment['stage']} of {run['name']}", {"start": []}))
@@ -150,9 +170,20 @@ def numerics_of(folder: Folder, run: str) -> dict[str, Any]:
 def alone(folder: Folder, run: str, quiet: bool) -> list[Point]:
     """`retrain` with worker processes, in a scratch folder that is removed, at the numerics that the run had."""
     settings = numerics_of(folder, run)
+    bring_origin(folder, listener_for(quiet).note)
     with tempfile.TemporaryDirectory(prefix="ablate-verify-") as scratch:
         executor = LocalExecutor(1, settings["threads"])
         return retrain(folder, run, Path(scratch), executor, settings, listener_for(quiet))
+
+
+def bring_origin(folder: Folder, note: Callable[[str], None]) -> None:
+    """Make the token stores of a folder that was copied here, where its study file is still found."""
+    asked = read_plan(folder).get("asked") or {}
+    path = Path(os.path.normpath(folder.root / str(asked.get("file", ""))))
+    if path.is_file():
+        study = prepare.load(path, asked["set"])
+        if lacks_origin(known(study, folder)):
+            resolve(study, folder, note)
 
 
 def points_json(run: str, points: Sequence[Point]) -> dict[str, Any]:

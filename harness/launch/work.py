@@ -1,6 +1,7 @@
 """What the executors are given: items of work, each done in one process, with what each must wait for.
 
-`base` prepares the state before token 0, `train` makes one segment, `evaluate` runs every missing task of one state.
+`base` prepares the state before token 0, `train` and `merge` make one segment, `evaluate` runs every missing task of
+one state.
 The noun "job" is kept for Slurm's.
 """
 
@@ -10,18 +11,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["base", "train", "evaluate"]
-Outcome = Literal["prepared", "trained", "diverged", "evaluated", "stopped", "failed", "blocked", "unreachable"]
+Kind = Literal["base", "train", "merge", "evaluate"]
+Outcome = Literal[
+    "prepared", "trained", "merged", "diverged", "evaluated", "stopped", "failed", "blocked", "unreachable"
+]
 
-MAKES_STATE: frozenset[str] = frozenset({"prepared", "trained"})
+MAKES_STATE: frozenset[str] = frozenset({"prepared", "trained", "merged"})
 
 
 @dataclass(frozen=True)
 class Work:
     """One item of work.
 
-    state: the state that it makes (base, train) or evaluates. needs: the state that must be there before it may start;
-    None for a base. tokens: what it trains, 0 when it trains nothing. name: what a person calls it.
+    state: the state that it makes (base, train, merge) or evaluates. needs: the state that must be there before it may
+    start; None for a base. tokens: what it trains, 0 when it trains nothing. name: what a person calls it.
     detail: what the work function needs besides, as JSON.
     """
 

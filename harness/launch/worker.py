@@ -11,6 +11,7 @@ closed, and is told to stop by the kernel when the controller dies, however that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import json
@@ -24,6 +25,7 @@ from typing import Any, TextIO
 from harness.launch import failures
 from harness.launch.streams import captured
 from harness.launch.work import Order, Result, result_json
+from harness.store.atomic import WriteFailed
 from harness.store.layout import Folder
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -45,8 +47,9 @@ def attempt(perform: Perform, order: Order, progress: Progress) -> Result:
     try:
         return perform(order, progress)
     except Exception as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the disk may be full
+            traceback.print_exc()
+            sys.stderr.flush()
         return Result("failed", failures.of_exception(error))
 
 
@@ -63,8 +66,11 @@ def serve(orders: TextIO, answers: TextIO, perform: Perform) -> None:
 
     for line in orders:
         order = Order.from_json(json.loads(line))
-        with captured(Folder(order.folder).state(order.state), order.kind):
-            result = attempt(perform, order, lambda fields: answer({"progress": dict(fields)}))
+        try:
+            with captured(Folder(order.folder).state(order.state), order.kind):
+                result = attempt(perform, order, lambda fields: answer({"progress": dict(fields)}))
+        except WriteFailed as error:  # the files for what the work prints
+            result = Result("failed", failures.of_exception(error))
         answer({"result": result_json(result)})
 
 
@@ -81,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--perform", default=PERFORM)
     options = parser.parse_args(arguments)
-    # Ctrl-C in a terminal reaches the whole process group; only the controller decides what it means.
+    # Ctrl-C in a terminal, and its closing, reach the whole process group; only the controller decides what they mean.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     die_with(options.parent)
     # The protocol keeps the real stdout for itself: a stray print of a library must not end up in it.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

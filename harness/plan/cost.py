@@ -68,3 +68,13 @@ def _llama_shape(config: Mapping[str, Any]) -> ModelShape | None:
 
 # Weights in fp32 and AdamW's two moments in fp32.
 BYTES_PER_PARAMETER = 12
+WEIGHT_BYTES = 4
+
+
+def checkpoint_bytes(optimizer: Mapping[str, Any]) -> int:
+    """Bytes per parameter of a checkpoint: weights, the optimizer's state, the averaged weights, all in fp32.
+
+    Muon keeps one buffer for matrices and two for the rest; it is counted with two, the most that it can take.
+    """
+    buffers = 1 if optimizer["name"] in ("lion", "sgd") else 2
+    return WEIGHT_BYTES * (1 + buffers + ("ema" in optimizer))

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.plan import cost, reasons, tree
 from harness.plan.canonical import digest
 from harness.plan.fingerprint import LENGTH, base_state
-from harness.plan.lint import Lint, lint
+from harness.plan.lint import Lint, Path, lint
+from harness.plan.lint.context import read_lengths
+from harness.plan.lint.results import lint_results
+from harness.plan.merges import EMA, add_averages
 from harness.plan.observed import NOTHING, Observed, TaskRef
 from harness.plan.science import Identities, PathBuilder, Piece, base_science, data_seeds, seeds_change_at
+from harness.plan.stale import stale_states, without
 from harness.plan.tree import Segment
 
 if TYPE_CHECKING:
     from harness.study import Study
+    from harness.study.schema.base import BaseSpec
     from harness.study.treatment import Arm, SeedSet, Treatment
 
 BASE = "base"
@@ -25,12 +31,16 @@ END = "end"
 
 @dataclass(slots=True)
 class PlanArm:
-    """An arm; `same_as` names the arm with equal science that is trained in its place, None when it is its own."""
+    """An arm; `same_as` names the arm with equal science that is trained in its place, None when it is its own.
+
+    control: an A/A arm, trained although another has its science, with seeds of its own.
+    """
 
     name: str
     changes: Mapping[str, Any]
     fingerprint: str
     same_as: str | None
+    control: bool = False
 
 
 @dataclass(slots=True)
@@ -94,6 +104,12 @@ class Plan:
     lint: list[Lint]
     shape: cost.ModelShape | None
     orphans: list[str] = field(default_factory=list)
+    held: dict[str, str] = field(default_factory=dict)  # arm → why it is not trained yet
+    observed: Observed = NOTHING
+
+    def kind_of(self, state: str) -> str:
+        """`base`, `train` or `merge`."""
+        return "base" if state in self.bases else self.segments[state].kind
 
     def segment_json(self, segment_id: str) -> dict[str, Any]:
         """`segment.json` of a segment or a base state: all that its job needs to know of the path."""
@@ -105,9 +121,11 @@ class Plan:
         seeded = zip(run.pieces, run.data_seeds, strict=True)
         pieces = [piece.as_json(seed) for piece, seed in seeded if piece.start < segment.tokens_to]
         pieces[-1]["end"] = min(pieces[-1]["end"], segment.tokens_to)
+        recipe = {} if segment.recipe is None else {"recipe": dict(segment.recipe)}
         return {
             "id": segment.id,
             "kind": segment.kind,
+            **recipe,
             "parent": segment.parent,
             "stage": segment.stage,
             "tokens_from": segment.tokens_from,
@@ -154,6 +172,7 @@ class Plan:
                     "changes": dict(arm.changes),
                     "fingerprint": arm.fingerprint,
                     "same_as": arm.same_as,
+                    "control": arm.control,
                 }
                 for arm in self.arms
             ],
@@ -200,9 +219,12 @@ class Plan:
                 for t in self.tasks
             ],
             "notes": spec.notes,
+            "model": _model_json(spec.base, self.shape),
             "compare": spec.compare.model_dump(mode="json"),
             "eval": spec.eval.model_dump(mode="json"),
             "orphans": self.orphans,
+            "controls": [control.to_json() for control in self.study.controls],
+            "held": [{"arm": arm, "reason": reason} for arm, reason in self.held.items()],
         }
 
 
@@ -213,25 +235,43 @@ def build_plan(
     tasks: Sequence[TaskRef] = (),
     observed: Observed = NOTHING,
     share: bool = True,
+    sources: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Plan:
     """The plan of `study` against what is there. Raises Mistake for what only the whole path shows.
+
+    sources: manifests of those that are resolved.
 
     share=False gives every run its own segments, named by fingerprint and run: the same work, done as often as asked.
     """
     shape = cost.shape_of(base_manifest, study.arms[0].treatment.base.model.get("config"))
     builder = PathBuilder(identities)
     runs, arms, bases = _runs(study, builder, identities)
-    layouts = {arm.name: _layout(arm.treatment, study.spec.eval.every) for arm in study.arms}
+    layouts = {arm.name: _layout(arm.treatment, study.spec.eval.every) for arm in (*study.arms, *study.control_arms)}
     segments, paths = _segments(runs, _trees(runs, layouts, share), shape)
     for run, path in zip(runs, paths, strict=True):
         run.path = path
         run.points = _points(layouts[run.arm], run, segments)
-    plan = Plan(study, identities, arms, runs, bases, segments, [], list(tasks), {}, [], shape)
+    if EMA in study.spec.eval.labels:
+        averages = add_averages(runs, segments, shape is not None)
+        for run in runs:
+            run.points.append(Point(EMA, averages[run.name], run.tokens, averages[run.name]))
+    if study.spec.stale == "rerun":
+        observed = without(observed, stale_states(segments, observed))
+    plan = Plan(study, identities, arms, runs, bases, segments, [], list(tasks), {}, [], shape, observed=observed)
     plan.evals = _evals(study, plan, observed)
     reasons.settle(plan, observed)
     plan.totals = _totals(plan)
-    ends = {run.arm: (run.pieces[0].science["lr"], run.pieces[-1].science["lr"]) for run in runs}
-    plan.lint = lint(study, ends, None if shape is None else _path_flops(runs, shape))
+    rates = {
+        run.arm: Path(
+            [(piece.stage, piece.science["lr"]) for piece in run.pieces],
+            run.tokens,
+            [piece.end for piece in run.pieces],
+        )
+        for run in runs
+        if run.arm not in study.control_names
+    }
+    flops = None if shape is None else _path_flops(runs, shape)
+    plan.lint = lint(study, rates, flops, read_lengths(sources, base_manifest), lint_results(plan, observed, share))
     return plan
 
 
@@ -244,18 +284,19 @@ def _runs(
     bases: dict[str, BaseState] = {}
     first_with: dict[str, str] = {}
     base_ids: dict[tuple[int, int], str] = {}
-    for arm in study.arms:
+    for arm in (*study.arms, *study.control_arms):
         change_at = seeds_change_at(arm.treatment, study.seed_sets[0].from_stage)
         pieces = builder.pieces(arm.treatment, change_at)
         base_id = _base_id(arm, study.seed_sets[0].init, identities, bases, base_ids)
         # What two arms must share to be one, whatever the seeds.
         lines = [base_id, str(change_at), *(f"{piece.key} {piece.end}" for piece in pieces)]
         fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:LENGTH]
-        same_as = first_with.setdefault(fingerprint, arm.name)
-        arms.append(PlanArm(arm.name, arm.changes, fingerprint, None if same_as == arm.name else same_as))
+        control = arm.name in study.control_names
+        same_as = arm.name if control else first_with.setdefault(fingerprint, arm.name)
+        arms.append(PlanArm(arm.name, arm.changes, fingerprint, None if same_as == arm.name else same_as, control))
         if same_as != arm.name:
             continue
-        for seeds in study.seed_sets:
+        for seeds in study.seeds_of(arm.name):
             base_id = _base_id(arm, seeds.init, identities, bases, base_ids)
             own = data_seeds(pieces, change_at, seeds.data)
             name = f"{arm.name}/{seeds.name}"
@@ -362,7 +403,6 @@ def _totals(plan: Plan) -> dict[str, Any]:
     known = plan.shape is not None
     flops = sum(segment.flops or 0 for segment in segments) if known else None
     to_train = [segment for segment in segments if segment.needed]
-    checkpoint = plan.shape.total * cost.BYTES_PER_PARAMETER if plan.shape is not None else 0
     return {
         "arms": len(plan.arms),
         "runs": len(plan.runs),
@@ -375,9 +415,30 @@ def _totals(plan: Plan) -> dict[str, Any]:
         "gpu_hours_basis": cost.GPU_HOURS_BASIS,
         "eval_gpu_hours": None,  # no honest estimate before a task has been timed
         "evals_to_do": sum(not item.done for item in plan.evals),
-        "disk_bytes": checkpoint * (len(plan.segments) + len(plan.bases)) if known else None,
+        "disk_bytes": _disk_bytes(plan, plan.shape) if plan.shape is not None else None,
         "sbatch_calls": 0,
     }
+
+
+def _disk_bytes(plan: Plan, shape: cost.ModelShape) -> int:
+    """Bytes of the checkpoints that stay: one at the end of every segment, and the bases."""
+    per_parameter = cost.BYTES_PER_PARAMETER * len(plan.bases)
+    for segment in plan.segments.values():
+        if segment.kind == "merge":
+            per_parameter += cost.WEIGHT_BYTES
+            continue
+        last = next(piece for piece in plan.runs[segment.run].pieces if piece.end >= segment.tokens_to)
+        per_parameter += cost.checkpoint_bytes(last.science["optimizer"])
+    return per_parameter * shape.total
+
+
+def _model_json(base: BaseSpec, shape: cost.ModelShape | None) -> dict[str, Any]:
+    """What is trained, for a caption: the base as it was written, and its parameters where they are known."""
+    name = base.model if isinstance(base.model, str) else getattr(base, "run", None)
+    if name is None and not isinstance(base.model, str):
+        config = getattr(base.model, "config", None) or {}
+        name = f"{config.get('like') or config.get('model_type') or 'a model'} from scratch"
+    return {"name": name, "parameters": None if shape is None else shape.total}
 
 
 def _point_json(point: Point) -> dict[str, Any]:

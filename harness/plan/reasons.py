@@ -60,9 +60,10 @@ def settle(plan: Plan, observed: Observed) -> None:
 
 
 def _wanted_states(plan: Plan, observed: Observed) -> set[str]:
-    """States that must be there in their own right: each run's end, and points with an evaluation to do."""
+    """States that must be there in their own right: each run's end, merges, and points with an evaluation to do."""
     wanted = {run.path[-1] for run in plan.runs}
     wanted.update(item.state for item in plan.evals if not item.done)
+    wanted.update(segment.id for segment in plan.segments.values() if segment.kind == "merge")
     return wanted
 
 
@@ -103,6 +104,8 @@ def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool
     seen = observed.states.get(segment.id)
     if seen is not None and seen.outcome == "damaged":
         segment.state, segment.reason = "recomputed", seen.reason
+    elif seen is not None and seen.outcome == "stale":
+        segment.state, segment.reason = "stale", seen.reason
     elif passed:
         tokens = segment.tokens_to - segment.start_tokens
         segment.state = "recomputed"
@@ -113,7 +116,7 @@ def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool
     elif best is not None:
         segment.state, segment.reason = "new", f"resumes at token {best.tokens:,}"
     else:
-        segment.state, segment.reason = "new", "never trained"
+        segment.state, segment.reason = "new", "never trained" if segment.kind == "train" else "never made"
 
 
 def _checkpoints_between(observed: Observed, after: int, before: int) -> list[tuple[str, Any]]:

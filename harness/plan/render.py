@@ -21,6 +21,7 @@ def text(plan: Plan, pools: Mapping[str, int] | None = None, width: int = 80) ->
     parts = [
         _head(plan, width),
         _arms(plan, width),
+        _controls(plan, width),
         _work(plan, width),
         _exposures(plan, pools or {}, width),
         _cost(plan),
@@ -77,12 +78,35 @@ def _arms(plan: Plan, width: int) -> str:
             rows.append([arm.name, changes, "", f"same as {arm.same_as}"])
             continue
         tokens, why = work[arm.name]
+        why = f"held: {plan.held[arm.name]}" if arm.name in plan.held else why
         rows.append([arm.name, "" if arm.name == changes else changes, f"{tokens:,}" if tokens else "-", why])
     if all(row[1] in ("", row[0]) for row in rows[1:]):
         rows = [[row[0], *row[2:]] for row in rows]
     text = table(rows, right=[len(rows[0]) - 2], width=width)
     rest = len(plan.arms) - MOST_ARMS
     return text + (f"\n… and {rest} more arms (--json has them all)" if rest > 0 else "")
+
+
+def _controls(plan: Plan, width: int) -> str:
+    """What must hold first, and which arms wait for it."""
+    lines = []
+    for control in plan.study.controls:
+        if control.kind == "same_as":
+            seeds = ", ".join(seeds.name for seeds in control.seeds)
+            said = f"control {control.name}: {control.arm} again with the seeds {seeds}, must not differ from it"
+        else:
+            said = (
+                f"control {control.name}: {control.metric} of {control.arm} at {control.at} must come to "
+                f"{control.value:g} ± {control.tolerance:g}"
+            )
+        lines += textwrap.wrap(said, width, subsequent_indent="  ")
+    by_reason: dict[str, list[str]] = {}
+    for arm, reason in plan.held.items():
+        by_reason.setdefault(reason, []).append(arm)
+    for reason, arms in by_reason.items():
+        shown = ", ".join(arms[:6]) + (f" and {len(arms) - 6} more" if len(arms) > 6 else "")
+        lines += textwrap.wrap(f"held ({reason}): {shown}", width, subsequent_indent="  ")
+    return "\n".join(lines)
 
 
 def _work_by_arm(plan: Plan) -> dict[str, tuple[int, str]]:
@@ -112,6 +136,9 @@ def _work(plan: Plan, width: int) -> str:
         lines += textwrap.wrap(_segment_line(plan, segment), width, initial_indent="  ", subsequent_indent="    ")
     if len(special) > 12:
         lines.append(f"  … and {len(special) - 12} more")
+    if states["stale"] and plan.study.spec.stale == "reuse":
+        said = f"stale: {states['stale']} segments were trained by other code and are used; see `stale` of the study"
+        lines += textwrap.wrap(said, width, subsequent_indent="  ")
     if plan.orphans:
         lines.append(f"orphans: {len(plan.orphans)} states in the folder belong to no arm of this study any more")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.plan.canonical import digest
-from harness.plan.schedule import end_rate, schedule, stage_schedule
+from harness.plan.schedule import schedule, stage_schedule
 from harness.study.treatment import TRUNK_DATA_SEED, Base, Stage, Treatment
 
 # A science equal to these says nothing: only the difference is hashed, so an option added later with a neutral default
@@ -21,6 +21,7 @@ from harness.study.treatment import TRUNK_DATA_SEED, Base, Stage, Treatment
 DEFAULTS_VERSION = 1
 DEFAULTS: Mapping[str, Any] = {
     "context": {"documents": "masked", "packing": "concat", "rope": {"type": "base"}},
+    # z_loss, decay_embeddings and ema are written only where they say something: see `_optimizer`.
     "optimizer": {"name": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0},
     "precision": "fp32",
 }
@@ -128,7 +129,7 @@ class PathBuilder:
 
     def __init__(self, identities: Identities) -> None:
         self._identities = identities
-        self._of_stage: dict[tuple[int, int, float | None], tuple[list[Piece], float]] = {}
+        self._of_stage: dict[tuple[Any, ...], tuple[list[Piece], Mapping[str, Any]]] = {}
         self._parts: dict[Any, tuple[dict[str, Any], str]] = {}
         self._keep: list[Stage] = []  # objects whose id() is a key above must stay alive
 
@@ -150,16 +151,19 @@ class PathBuilder:
         if treatment.lr is not None:
             return self._under_one_schedule(treatment)
         pieces: list[Piece] = []
-        start, ended = 0, None
+        start = 0
+        before: Mapping[str, Any] | None = None  # the piece of the schedule with which the stage before ended
         for stage in treatment.stages:
-            known = self._of_stage.get((id(stage), start, ended))
+            base = (treatment.base.lr, treatment.base.tokens_seen)
+            key = (id(stage), start, None if before is None else tuple(before.items()), base)
+            known = self._of_stage.get(key)
             if known is None:
-                rates = stage_schedule(treatment, stage, start, ended)
-                known = [self._piece(stage, start, *part) for part in rates], end_rate(rates[-1][2])
-                self._of_stage[id(stage), start, ended] = known
+                rates = stage_schedule(treatment, stage, start, before)
+                known = [self._piece(stage, start, *part) for part in rates], rates[-1][2]
+                self._of_stage[key] = known
                 self._keep.append(stage)
             pieces += known[0]
-            start, ended = start + stage.tokens, known[1]
+            start, before = start + stage.tokens, known[1]
         return pieces
 
     def _under_one_schedule(self, treatment: Treatment) -> list[Piece]:
@@ -235,13 +239,23 @@ def _context(stage: Stage) -> dict[str, Any]:
 
 
 def _optimizer(stage: Stage) -> dict[str, Any]:
-    return {
-        "name": stage.optimizer.name,
-        "betas": list(stage.optimizer.betas),
-        "eps": stage.optimizer.eps,
-        "weight_decay": stage.optimizer.weight_decay,
-        "clip": stage.optimizer.clip,
-    }
+    """What the optimizer takes, in full; of what any optimizer may have beside it, only what is turned on."""
+    declared = stage.optimizer
+    science: dict[str, Any] = {"name": declared.name}
+    if declared.betas is not None:
+        science["betas"] = list(declared.betas)
+    if declared.eps is not None:
+        science["eps"] = declared.eps
+    if declared.momentum is not None:
+        science["momentum"] = declared.momentum
+    science |= {"weight_decay": declared.weight_decay, "clip": declared.clip}
+    if declared.z_loss:
+        science["z_loss"] = declared.z_loss
+    if not declared.decay_embeddings:
+        science["decay_embeddings"] = False
+    if declared.ema is not None:
+        science["ema"] = declared.ema
+    return science
 
 
 def difference(value: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ work. Sharing is a property of the paths, nobody declares it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness.plan.fingerprint import state_within
 from harness.plan.science import Piece
@@ -32,6 +33,7 @@ class Segment:
     parent: a segment, or the base state. run: index of one path that passes through it.
     state: new, reused, recomputed, stale or re-keyed; reason: why, in words. needed: `run` will train it, beginning at
     start_tokens, from the checkpoint at start_path if not from the parent's. flops: None while the model is unknown.
+    kind: train, or merge (see `plan.merges`), which has a recipe.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Segment:
     needed: bool = True
     start_tokens: int = 0
     start_path: str | None = None
+    recipe: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -153,7 +156,9 @@ class _Builder:
         for end in sorted(by_end):
             while cuts and cuts[0] <= end:
                 cut = cuts.pop(0)
-                self._cut(inside, sharing[0], state_within(group.boundary, piece, seed, cut), cut, piece.stage)
+                # Not any member: one that ended this piece before goes on with another, whose rate is not this one's.
+                index = next(i for i in sharing if self._paths[i].pieces[depth].end >= cut)
+                self._cut(inside, index, state_within(group.boundary, piece, seed, cut), cut, piece.stage)
             ended = inside.node if inside.node_at == end else state_within(group.boundary, piece, seed, end)
             members = by_end[end]
             self.groups.append(_Group(members, depth + 1, ended, inside.node, end, inside.node_at, inside.names))

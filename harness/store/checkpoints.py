@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.store.atomic import fsync_tree, publish
+from harness.store.atomic import fsync_tree, like_any_file, publish
 from harness.store.layout import StateFolder
 from harness.store.markers import (
     MARKER,
@@ -43,12 +43,23 @@ class CheckpointMarker:
 
 
 def seal(staged: Path, final: Path, fingerprint: str, tokens: int, step: int) -> CheckpointMarker:
-    """Checksum a filled staging folder, mark it and give it its final name, durably."""
+    """Checksum a filled staging folder, mark it and give it its final name, durably.
+
+    A whole checkpoint of the same state that has the name already stays: it was written by somebody who was faster.
+    """
+    like_any_file(staged)
     fsync_tree(staged)
     files = checksum_files(staged)
     write_marker(staged, SCHEMA, {"fingerprint": fingerprint, "tokens": tokens, "step": step}, files)
-    publish(staged, final)
+    publish(staged, final, lambda there: _is_whole(there, fingerprint))
     return read_marker(final)
+
+
+def _is_whole(path: Path, fingerprint: str) -> bool:
+    try:
+        return verify(path).fingerprint == fingerprint
+    except Damaged:
+        return False
 
 
 def read_marker(path: Path) -> CheckpointMarker:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.store.atomic import fsync_tree, publish, staging_folder, write_json
+from harness.store.atomic import fsync_tree, like_any_file, publish, staging_folder, write_json, writing
 from harness.store.layout import Folder
 from harness.store.markers import MARKER, Damaged, checksum_files, read_marked, verify_files, write_marker
 
@@ -28,10 +28,12 @@ def write(folder: Folder, weights: str, key: str, results: Mapping[str, Any], sa
     staged = staging_folder(final)
     try:
         write_json(staged / "results.json", {**results, "schema": SCHEMA})
-        pyarrow.parquet.write_table(samples, staged / "samples.parquet", compression="zstd")
+        with writing(staged / "samples.parquet", samples.nbytes):
+            pyarrow.parquet.write_table(samples, staged / "samples.parquet", compression="zstd")
+        like_any_file(staged)
         fsync_tree(staged)
         write_marker(staged, SCHEMA, {"weights": weights, "key": key}, checksum_files(staged))
-        publish(staged, final)
+        publish(staged, final, lambda there: exists(folder, weights, key))
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise

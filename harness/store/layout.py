@@ -48,6 +48,7 @@ class StateFolder:
         self.attempts = self.root / "attempts"
         self.checkpoints = self.root / "checkpoints"
         self.done = self.root / "DONE.json"
+        self.before = self.root / "before"  # what other code made, until what takes its place is whole
 
     @property
     def id(self) -> str:

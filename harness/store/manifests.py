@@ -7,7 +7,6 @@ from typing import Any
 from harness.store.atomic import write_json
 from harness.store.layout import Folder
 from harness.store.markers import Damaged, read_marked
-from harness.study.errors import UserError
 
 SCHEMA = 1
 
@@ -33,9 +32,5 @@ def write_source(folder: Folder, name: str, manifest: dict[str, Any]) -> None:
 def _read(path: Any) -> dict[str, Any] | None:
     try:
         return read_marked(path, SCHEMA)
-    except FileNotFoundError:
-        return None
-    except Damaged as reason:
-        if "schema" in str(reason) and "this version reads" in str(reason):
-            raise UserError(str(reason)) from None
+    except (FileNotFoundError, Damaged):
         return None

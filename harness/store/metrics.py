@@ -7,12 +7,13 @@ Both must agree to the bit, else something in the run is not deterministic and t
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.store.atomic import read_json_lines
+from harness.store.atomic import append_lines, read_json_lines
 from harness.store.layout import StateFolder
 
 # What two computations of one update must agree on; times and speeds may differ.
@@ -20,22 +21,24 @@ SCIENCE = ("loss", "loss_by_source", "grad_norm", "lr", "labels", "step")
 
 
 class MetricsWriter:
-    """Appends lines in batches: one write every `every` lines, and on `flush`."""
+    """Appends lines in batches: one write every `every` lines or `seconds`, and on `flush`. Raises WriteFailed."""
 
-    def __init__(self, path: Path, every: int = 50) -> None:
+    def __init__(self, path: Path, every: int = 50, seconds: float = 10.0) -> None:
         self._path = path
         self._every = every
+        self._seconds = seconds
         self._lines: list[str] = []
+        self._flushed = time.monotonic()
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         self._lines.append(json.dumps(metrics))
-        if len(self._lines) >= self._every:
+        if len(self._lines) >= self._every or time.monotonic() - self._flushed >= self._seconds:
             self.flush()
 
     def flush(self) -> None:
+        self._flushed = time.monotonic()
         if self._lines:
-            with self._path.open("ab") as file:
-                file.write(("\n".join(self._lines) + "\n").encode())
+            append_lines(self._path, ("\n".join(self._lines) + "\n").encode())
             self._lines.clear()
 
 
@@ -47,11 +50,12 @@ class Steps:
     disagreements: list[int] = field(default_factory=list)
 
 
-def read_steps(state: StateFolder) -> Steps:
-    """The segment's updates, merged over its attempts; a later attempt's line replaces an equal earlier one."""
+def read_steps(state: StateFolder, numbers: Iterable[int] | None = None) -> Steps:
+    """The segment's updates, merged over its attempts (or those of `numbers`, ascending); a later attempt's line
+    replaces an equal earlier one."""
     by_tokens: dict[int, dict[str, Any]] = {}
     disagreements: set[int] = set()
-    for number in state.attempt_numbers():
+    for number in state.attempt_numbers() if numbers is None else numbers:
         for row in read_json_lines(state.attempt(number) / "metrics.jsonl"):
             earlier = by_tokens.get(row["tokens"])
             if earlier is not None and not _agree(earlier, row):
@@ -70,13 +74,15 @@ def _science(row: Mapping[str, Any]) -> str:
 
 
 def last_row(state: StateFolder, numbers: Iterable[int] | None = None) -> dict[str, Any] | None:
-    """The newest line that any attempt has written: what `status` shows. Reads only the end of each file."""
-    newest: dict[str, Any] | None = None
-    for number in numbers if numbers is not None else state.attempt_numbers():
+    """The last line of the newest attempt that has written one: what `status` shows. Reads only the ends of files.
+
+    Attempts are in the order of their numbers, whatever their clocks said.
+    """
+    for number in sorted(numbers if numbers is not None else state.attempt_numbers(), reverse=True):
         row = _tail(state.attempt(number) / "metrics.jsonl")
-        if row is not None and (newest is None or row.get("time", 0) >= newest.get("time", 0)):
-            newest = row
-    return newest
+        if row is not None:
+            return row
+    return None
 
 
 def _tail(path: Path) -> dict[str, Any] | None:

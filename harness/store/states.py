@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.store.atomic import write_json
+from harness.store.atomic import write_json, writing
 from harness.store.checkpoints import CheckpointMarker, verify
 from harness.store.layout import StateFolder
 from harness.store.markers import Damaged, read_marked
@@ -107,3 +108,30 @@ def final_checkpoint(state: StateFolder, done: Done, contents: bool = True) -> C
     if marker.fingerprint != state.id:
         raise Damaged(f"{marker.path} holds state {marker.fingerprint}, not {state.id}")
     return marker
+
+
+def set_aside(state: StateFolder) -> None:
+    """Put a state's marker and checkpoints into `before/`, where no attempt finds them: it is to be made again.
+
+    May be interrupted and called again. What lies in `before/` stays until `forget_before`; a state that was begun
+    since then and is not whole is not kept beside it.
+    """
+    with writing(state.before):
+        if state.done.exists() and state.before.exists():
+            shutil.rmtree(state.before)  # what took its place was whole
+        state.before.mkdir(exist_ok=True)
+        if state.done.exists():
+            state.done.rename(state.before / state.done.name)
+        if not state.checkpoints.exists():
+            return
+        aside = state.before / state.checkpoints.name
+        if aside.exists():
+            shutil.rmtree(state.checkpoints)
+        else:
+            state.checkpoints.rename(aside)
+
+
+def forget_before(state: StateFolder) -> None:
+    """Remove what `set_aside` has kept. Call when the state is whole again."""
+    if state.before.exists():
+        shutil.rmtree(state.before)

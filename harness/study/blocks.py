@@ -129,14 +129,6 @@ def _exact(value: Any, least: int) -> int:
     return int(count.value)
 
 
-def _zero(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if value == 0:
-            return 0.0
-        raise not_yet(f"z_loss: {value}")
-    raise UnitError(f"is {units.kind(value)}; expected 0")
-
-
 def _one_source(value: Any) -> str:
     if isinstance(value, list):
         raise said("a list of sources to vary is not supported yet; expected the name of one source")
@@ -151,16 +143,24 @@ def _nothing_tracked(value: Any) -> str:
     return "none"
 
 
-def _kept(value: Any) -> str:
-    if value not in ("last", "all"):
-        raise said(f"{units.kind(value)} is not supported yet; expected last or all")
-    return str(value)
+def _kept(value: Any) -> int | str:
+    if value in ("last", "all"):
+        return str(value)
+    interval = units.parse_every(value) if isinstance(value, str) else None
+    if interval is None:
+        raise UnitError(f"is {units.kind(value)}; expected last, all, or an interval such as every 1B")
+    return _exact(interval.text, 1)
+
+
+def _duration(value: Any) -> int:
+    return units.parse_duration(value)
 
 
 _COUNT_SCHEMA = _number_or_text("integer", _COUNT_PATTERN, minimum=0)
 _REST_SCHEMA = {"anyOf": [*_COUNT_SCHEMA["anyOf"], {"const": "rest"}]}
 _RATE_SCHEMA = _number_or_text("number", r"^([0-9]*\.?[0-9]+(e-?[0-9]+)?)x$", minimum=0)
 _START_SCHEMA = {"anyOf": [*_RATE_SCHEMA["anyOf"], {"const": "base"}]}
+_WARMUP_START_SCHEMA = {"anyOf": [*_RATE_SCHEMA["anyOf"], {"enum": ["base", "previous"]}]}
 _SHARE_SCHEMA = _number_or_text("number", "^[0-9]+/[0-9]+$", minimum=0, maximum=1)
 
 Tokens = Annotated[units.TokenCount, unit(lambda value: _count(value, 1), _COUNT_SCHEMA)]
@@ -171,8 +171,15 @@ TokensSeen = Annotated[int, unit(lambda value: _exact(value, 0), _COUNT_SCHEMA)]
 Size = Annotated[int, unit(units.parse_size, _number_or_text("integer", _SIZE_PATTERN, minimum=1))]
 Share = Annotated[Fraction, unit(units.parse_share, _SHARE_SCHEMA)]
 RateOrTimes = Annotated[units.Rate, unit(units.parse_rate, _RATE_SCHEMA)]
+WarmupStart = Annotated[units.Rate | Literal["base", "previous"], unit(units.parse_warmup_start, _WARMUP_START_SCHEMA)]
 Start = Annotated[units.Rate | Literal["base"], unit(units.parse_start, _START_SCHEMA)]
-Zero = Annotated[float, unit(_zero, {"const": 0})]
+Margin = Annotated[
+    units.Margin, unit(units.parse_margin, _number_or_text("number", r"^[0-9]*\.?[0-9]+ ?pp$", exclusiveMinimum=0))
+]
 OneSource = Annotated[str, unit(_one_source, {"type": "string"})]
 NothingTracked = Annotated[Literal["none"], unit(_nothing_tracked, {"const": "none"})]
-Kept = Annotated[Literal["last", "all"], unit(_kept, {"enum": ["last", "all"]})]
+Kept = Annotated[
+    int | Literal["last", "all"],
+    unit(_kept, {"anyOf": [{"enum": ["last", "all"]}, {"type": "string", "pattern": "^every "}]}),
+]
+Duration = Annotated[int, unit(_duration, {"type": "string", "pattern": units.DURATION_PATTERN})]

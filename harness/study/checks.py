@@ -9,9 +9,10 @@ from typing import Any
 
 from harness.study.errors import Mistake, nearest
 from harness.study.mixtures import PROPORTIONAL
+from harness.study.paths import Path
 from harness.study.schema import CompareSpec, EvalSpec, HeldOutSpec, SeedsSpec, SourceSpec, StudySpec
 from harness.study.treatment import SeedSet, Stage
-from harness.study.units import UnitError, parse_every
+from harness.study.units import Margin, UnitError, parse_every
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 SUITE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)@[1-9][0-9]*")
@@ -19,7 +20,7 @@ MAX_NAME = 100
 # Names that mean something else where the name is used: rows of the report, `eval.at`, an absorb rule.
 RESERVED = {
     "arm": ("default", "base"),
-    "stage": ("base", "end", "every", "rest"),
+    "stage": ("base", "end", "ema", "every", "rest"),
     "source": (PROPORTIONAL, "mixture"),
 }
 _GENERATED = ("documents", "seed", "distance")
@@ -75,7 +76,17 @@ def resolve_source(name: str, source: SourceSpec) -> SourceSpec:
 def resolve_seeds(seeds: SeedsSpec, stages: Sequence[str], from_scratch: bool) -> tuple[SeedSet, ...]:
     """The replicates. Undeclared seeds are 1; none declared is one replicate named `s1`. Raises Mistake."""
     _check_seeds(seeds, stages, from_scratch)
+    return replicates(seeds, ("seeds",))
+
+
+def replicates(seeds: SeedsSpec, path: Path) -> tuple[SeedSet, ...]:
+    """The pairs of seeds, named; what `resolve_seeds` does for those of an A/A arm. Raises Mistake."""
     init, data = seeds.init or [1], seeds.data or [1]
+    _check_unique(init, (*path, "init"))
+    _check_unique(data, (*path, "data"))
+    if seeds.pair == "zip" and len(init) != len(data):
+        counts = f"{len(init)} init and {len(data)} data seeds"
+        raise Mistake((*path, "pair"), f"zip pairs {counts}; expected equally many")
     pairs = zip(init, data, strict=True) if seeds.pair == "zip" else itertools.product(init, data)
     return tuple(
         SeedSet(_seed_name(seeds, one_init, one_data), one_init, one_data, seeds.from_) for one_init, one_data in pairs
@@ -83,14 +94,8 @@ def resolve_seeds(seeds: SeedsSpec, stages: Sequence[str], from_scratch: bool) -
 
 
 def _check_seeds(seeds: SeedsSpec, stages: Sequence[str], from_scratch: bool) -> None:
-    for key in ("init", "data"):
-        listed = getattr(seeds, key) or []
-        _check_unique(listed, ("seeds", key))
     if seeds.init and not from_scratch:
         raise Mistake(("seeds", "init"), "changes nothing: the base has weights; expected only `data` seeds", True)
-    if seeds.pair == "zip" and len(seeds.init or [1]) != len(seeds.data or [1]):
-        counts = f"{len(seeds.init or [1])} init and {len(seeds.data or [1])} data seeds"
-        raise Mistake(("seeds", "pair"), f"zip pairs {counts}; expected equally many")
     if seeds.from_ is None:
         return
     if seeds.from_ not in stages:
@@ -109,7 +114,7 @@ def _seed_name(seeds: SeedsSpec, init: int, data: int) -> str:
     return "-".join(parts) or "s1"
 
 
-def _check_unique(values: Sequence[Any], path: tuple[str, ...]) -> None:
+def _check_unique(values: Sequence[Any], path: Path) -> None:
     for index, value in enumerate(values):
         if value in values[:index]:
             raise Mistake((*path, index), f"{value} is listed twice; expected it once")
@@ -155,8 +160,8 @@ def _check_points(points: Sequence[str], stages: Sequence[str]) -> None:
         except UnitError as error:
             raise Mistake(path, str(error)) from None
         if every is None:
-            if point not in ("base", "end", *stages):
-                valid = nearest(point, ("base", "end", *stages, "every 1B"))
+            if point not in ("base", "end", "ema", *stages):
+                valid = nearest(point, ("base", "end", "ema", *stages, "every 1B"))
                 raise Mistake(path, f"`{point}` is no point of training; {valid}")
             continue
         intervals += 1
@@ -173,28 +178,53 @@ def check_compare(spec: CompareSpec, arms: Iterable[str], study: StudySpec) -> N
         arm = getattr(spec, key)
         if arm is not None and arm not in names:
             raise Mistake(("compare", key), f"there is no arm `{arm}`; {nearest(arm, names)}")
+    names |= dict.fromkeys(control.name for control in study.controls)
     for arm in spec.allow:
         if arm not in names:
             raise Mistake(("compare", "allow", arm), f"there is no arm `{arm}`; {nearest(arm, names)}", at_key=True)
     _check_unique(spec.primary, ("compare", "primary"))
     for index, metric in enumerate(spec.primary):
-        _check_metric(metric, study, ("compare", "primary", index))
+        check_metric(metric, study, ("compare", "primary", index))
+    for metric, margin in spec.not_worse.items():
+        check_metric(metric, study, ("compare", "not_worse", metric), at_key=True)
+        check_margin(metric, margin, ("compare", "not_worse", metric))
+    if spec.report_also == spec.equal:
+        other = "flops" if spec.equal == "tokens" else "tokens"
+        message = f"the arms are compared at equal {spec.equal} already; expected {other}"
+        raise Mistake(("compare", "report_also"), message)
 
 
-def _check_metric(metric: str, study: StudySpec, path: tuple[str | int, ...]) -> None:
+# What is no share in [0, 1], by the words in its name: a margin in percentage points has no meaning there.
+_NO_SHARE = ("bits_per_byte", "nats_per_token", "perplexity", "loss")
+LARGEST_SHARE = 0.2  # of a score, as a plain number: more was meant to be percent
+
+
+def check_margin(metric: str, margin: Margin, path: Path) -> None:
+    """A margin in the unit of its metric. Raises Mistake."""
+    share = not metric.startswith("bpb.") and not any(word in metric for word in _NO_SHARE)
+    if margin.points and not share:
+        raise Mistake(path, f"`{metric}` is no share of something; expected a number in its own unit, such as 0.01")
+    if share and not margin.points and margin.value > LARGEST_SHARE:
+        shown = f"{100 * margin.value:g}pp"
+        raise Mistake(path, f"{margin.value:g} of a score is {shown}; expected a margin such as {margin.value:g}pp")
+
+
+def check_metric(metric: str, study: StudySpec, path: Path, at_key: bool = False) -> None:
+    """A metric that the study's evaluation yields. Raises Mistake."""
     first, _, rest = metric.partition(".")
     if first == "bpb":
         if study.eval.held_out == "none":
-            raise Mistake(path, f"`{metric}` needs held-out text; expected `eval.held_out: {{window: ...}}`")
+            raise Mistake(path, f"`{metric}` needs held-out text; expected `eval.held_out: {{window: ...}}`", at_key)
         if rest not in study.sources:
-            raise Mistake(path, f"there is no source `{rest}`; {nearest(rest, study.sources)}")
+            raise Mistake(path, f"there is no source `{rest}`; {nearest(rest, study.sources)}", at_key)
         if study.sources[rest].held_out == 0:
-            raise Mistake(path, f"`{rest}` holds nothing out; expected `sources.{rest}.held_out` above 0")
+            raise Mistake(path, f"`{rest}` holds nothing out; expected `sources.{rest}.held_out` above 0", at_key)
         return
     suites = [suite.partition("@")[0] for suite in study.eval.suites]
     if not study.eval.tasks and (first not in suites or not rest):
         valid = nearest(metric, [f"{suite}.average" for suite in suites] + [f"bpb.{name}" for name in study.sources])
-        raise Mistake(path, f"`{metric}` is not measured; {valid} A suite's tasks are named suite.task.metric.")
+        message = f"`{metric}` is not measured; {valid} A suite's tasks are named suite.task.metric."
+        raise Mistake(path, message, at_key)
 
 
 def stage_check(spec: StudySpec) -> Callable[[Stage, int], None]:

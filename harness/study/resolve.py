@@ -16,8 +16,9 @@ from harness.study.errors import Mistake
 from harness.study.lengths import Lengths
 from harness.study.merge import merge
 from harness.study.mixtures import read_mixture
+from harness.study.optimizers import check_stages, read_optimizer, switches
 from harness.study.paths import Path
-from harness.study.schedules import Declared, Setting, read_schedule, resolve_schedule, resolve_whole
+from harness.study.schedules import Declared, Setting, read_schedule, resolve_schedule, resolve_whole, seen
 from harness.study.schema import description_of
 from harness.study.treatment import Base, Context, LearningRate, Optimizer, Rope, Stage, Treatment
 from harness.study.units import TokenCount, parse_size, parse_tokens
@@ -67,13 +68,15 @@ class Resolver:
             declared = read_schedule(document["lr"], ("lr",))
             shape = [(part.name, length, part.batch_tokens) for part, length in zip(parts, tokens, strict=True)]
             _check_one_schedule(parts, train)
-            whole = resolve_whole(declared, parts[0].optimizer.lr, shape, base.lr, self.lengths)
+            whole = resolve_whole(declared, parts[0].optimizer.lr, shape, base, self.lengths)
         stages: list[Stage] = []
         start = 0
         for part, length in zip(parts, tokens, strict=True):
             lr = None if whole else self._schedule(part, length, base, stages)
             stages.append(self._stage(part, length, lr, start))
             start += length
+        check_stages(stages)
+        self.lengths.notes |= dict.fromkeys(switches(stages))
         return Treatment(base, tuple(stages), whole)
 
     def _base(self, block: Mapping[str, Any]) -> Base:
@@ -121,9 +124,11 @@ class Resolver:
             raise missing(path)
         last = before[-1].lr if before else None
         ended = last.end if last is not None else None
-        key = (path, id(part.lr), part.optimizer.lr, tokens, part.batch_tokens, not before, ended == 0, base.lr)
+        of_base = (base.lr, seen(base))
+        key = (path, id(part.lr), part.optimizer.lr, tokens, part.batch_tokens, not before, ended == 0, of_base)
         if (known := self._schedules.get(key)) is None:
-            setting = Setting(path, part.optimizer.lr, tokens, part.batch_tokens, base.lr, not before, ended)
+            peak, batch = part.optimizer.lr, part.batch_tokens
+            setting = Setting(path, peak, tokens, batch, base.lr, not before, ended, seen(base))
             known = resolve_schedule(part.lr, setting, self.lengths)
             known = self._schedules[key] = self._equal.setdefault(known, known)
         return known
@@ -179,22 +184,6 @@ def _rope(block: str | Mapping[str, Any], path: Path) -> Rope:
         if key not in block:
             raise Mistake((*path, key), f"is missing; expected {description_of((*path, key))}")
     return Rope(block["type"], float(block["theta"]))
-
-
-def read_optimizer(block: Mapping[str, Any], path: Path) -> Optimizer:
-    """Optimizer of a stage with its defaults: betas 0.9 and 0.95, eps 1e-8, weight decay 0.1, clip 1."""
-    if "lr" not in block:
-        raise missing((*path, "lr"))
-    first, second = block.get("betas", (0.9, 0.95))
-    clip = block.get("clip", 1.0)
-    return Optimizer(
-        name=block.get("name", "adamw"),
-        lr=float(block["lr"]),
-        betas=(float(first), float(second)),
-        eps=float(block.get("eps", 1e-8)),
-        weight_decay=float(block.get("weight_decay", 0.1)),
-        clip=None if clip is None else float(clip),
-    )
 
 
 def _check_one_schedule(parts: Sequence[_Parts], train: Mapping[str, Any]) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 from harness.study import checks
 from harness.study.algebra import DEFAULT, Candidate, expand
 from harness.study.apply import Applier
+from harness.study.controls import Control, control_arms, resolve_controls
 from harness.study.document import Document, load
 from harness.study.errors import Mistake, StudyError
+from harness.study.optimizers import check_average
 from harness.study.paths import Path, dotted
 from harness.study.resolve import Resolver
 from harness.study.schema import SourceSpec, StudySpec
@@ -28,6 +30,7 @@ class Study:
 
     path: the study file; text: the file as written; resolved: the whole document as plain values, after include
     and `--set`. arms: `default` first, then in the order of `ablate`. notes: what was rounded, one line each.
+    controls: what must hold before other arms are trained; control_arms: those of them that are trained (A/A).
     """
 
     path: File
@@ -40,14 +43,26 @@ class Study:
     notes: tuple[str, ...]
     document: Document
     candidates: Mapping[str, Candidate]
+    controls: tuple[Control, ...] = ()
+    control_arms: tuple[Arm, ...] = ()
 
     @cached_property
     def _arms(self) -> Mapping[str, Arm]:
-        return {arm.name: arm for arm in self.arms}
+        return {arm.name: arm for arm in (*self.arms, *self.control_arms)}
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name; raises KeyError."""
+        """The arm of that name, an A/A arm too; raises KeyError."""
         return self._arms[name]
+
+    @cached_property
+    def control_names(self) -> frozenset[str]:
+        """Names of the A/A arms."""
+        return frozenset(arm.name for arm in self.control_arms)
+
+    def seeds_of(self, arm: str) -> tuple[SeedSet, ...]:
+        """The replicates of an arm: the study's, or those that an A/A arm has for itself."""
+        own = next((control.seeds for control in self.controls if control.name == arm), ())
+        return own or self.seed_sets
 
     def error(self, mistake: Mistake, arm: str | None = None) -> StudyError:
         """`mistake` with file, line and column. With an arm, the place is the line in `ablate` that makes the arm."""
@@ -75,6 +90,11 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
     applier = Applier(document.values)
     with _collector_paused():
         arms = [_arm(candidate, document, resolver, applier) for candidate in candidates]
+    try:
+        check_average(spec.eval.at, (default, *arms))
+        controls = resolve_controls(spec, [DEFAULT, *(arm.name for arm in arms)], seed_sets)
+    except Mistake as mistake:
+        raise document.error(mistake) from None
     return Study(
         path=File(path),
         text=text,
@@ -86,6 +106,8 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         notes=tuple(resolver.lengths.notes),
         document=document,
         candidates={candidate.name: candidate for candidate in candidates},
+        controls=controls,
+        control_arms=control_arms(controls, {arm.name: arm for arm in (default, *arms)}),
     )
 
 

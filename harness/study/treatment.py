@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
-Shape = Literal["constant", "linear", "cosine", "1-sqrt"]
+Shape = Literal[
+    "constant", "linear", "cosine", "exponential", "1-sqrt", "1-square", "inverse-sqrt", "power", "multi-step"
+]
+OPEN_SHAPES = ("inverse-sqrt", "power")  # decays without an end: trunks from which others branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +35,28 @@ class Context:
     rope: Rope = Rope()
 
 
+OptimizerName = Literal["adamw", "lion", "muon", "sgd"]
+
+
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """AdamW. `clip` is the largest global gradient norm, None for no clipping."""
+    """What updates the weights. A parameter that the optimizer does not take is None.
 
-    name: Literal["adamw"]
+    clip: the largest global gradient norm, None for no clipping. z_loss: weight of the squared log normalizer in the
+    loss, 0 for none. decay_embeddings: whether weight decay acts on embeddings. ema: decay of the moving average of the
+    weights that is kept beside them, None for none.
+    """
+
+    name: OptimizerName
     lr: float
-    betas: tuple[float, float]
-    eps: float
+    betas: tuple[float, float] | None
+    eps: float | None
     weight_decay: float
     clip: float | None
+    momentum: float | None = None
+    z_loss: float = 0.0
+    decay_embeddings: bool = True
+    ema: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +65,21 @@ class LearningRate:
 
     start: the rate at which the shape begins (and the warm-up ends); None: where the previous stage ended, for the
            first stage `optimizer.lr`; "base": the rate at which the base was left (`base.lr`).
-    end: the rate that the shape reaches at its last token; None for `constant`.
-    warmup: tokens of linear warm-up from 0 in front of the shape, inside the stage; 0 for none.
+    end: the rate that the shape reaches at its last token; None for shapes that take no `to`.
+    warmup: tokens of linear warm-up in front of the shape, inside the stage; 0 for none.
+    warmup_from: the rate at which the warm-up begins, None for 0; "previous": where the stage before ended.
+    exponent: of `power`, below 0. milestones, factors: of `multi-step`; tokens from the start of the schedule, in whole
+           batches and ascending, and what the rate at the shape's beginning is multiplied with from there on.
     """
 
     shape: Shape
     start: float | Literal["base"] | None
     end: float | None
     warmup: int
+    warmup_from: float | Literal["base", "previous"] | None = None
+    exponent: float | None = None
+    milestones: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

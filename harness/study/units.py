@@ -21,6 +21,7 @@ _POWER = re.compile(r"(~?)2\^(\d{1,2})")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?|\.\d+)x")
 _RATIO = re.compile(r"(\d+)/(\d+)")
 _EVERY = re.compile(r"every\s+(\S+)")
+_POINTS = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*pp")
 
 
 class UnitError(ValueError):
@@ -46,6 +47,14 @@ class Rate:
     def resolve(self, peak: float) -> float:
         """The absolute rate. `0.1x` of 6e-3 is the double nearest to 6e-4, as if `6e-4` had been written."""
         return float(self.value * exact(peak)) if self.times else float(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """A difference that a study allows, positive, in the metric's own unit. points: written in percentage points."""
+
+    value: float
+    points: bool
 
 
 def exact(number: int | float) -> Fraction:
@@ -170,10 +179,48 @@ def parse_start(value: Any) -> Rate | Literal["base"]:
         raise UnitError(f"{error}, or base (the rate at which the base was left)") from None
 
 
+def parse_warmup_start(value: Any) -> Rate | Literal["base", "previous"]:
+    """Where a warm-up starts: a learning rate, `base`, or `previous` for the rate at which the stage before ended."""
+    if value in ("base", "previous"):
+        return "base" if value == "base" else "previous"
+    try:
+        return parse_rate(value)
+    except UnitError as error:
+        raise UnitError(f"{error}, base (as base.lr) or previous (where the stage before ended)") from None
+
+
 def parse_every(text: str) -> TokenCount | None:
     """The interval of `every 1B`; None when the text is not of that form. Raises `UnitError` for a bad count."""
     match = _EVERY.fullmatch(text)
     return parse_tokens(int(match[1]) if match[1].isdigit() else match[1]) if match else None
+
+
+DURATION_PATTERN = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?$"
+_DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", re.ASCII)
+
+
+def parse_duration(value: Any) -> int:
+    """Seconds of `12h`, `1h30m` or `2d`. Raises `UnitError` for anything else and for nothing."""
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    days, hours, minutes = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    seconds = 60 * (minutes + 60 * (hours + 24 * days))
+    if not seconds:
+        raise UnitError(f"is {kind(value)}; expected a duration such as 12h, 1h30m or 2d")
+    return seconds
+
+
+def parse_margin(value: Any) -> Margin:
+    """`0.5pp` is 0.005 of a share; a number is in the metric's own unit. Raises `UnitError` for 0 and below."""
+    margin: Margin | None = None
+    if isinstance(value, str) and (match := _POINTS.fullmatch(value)):
+        margin = Margin(float(Fraction(match[1]) / 100), True)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        margin = Margin(float(value), False)
+    if margin is None:
+        raise UnitError(f"is {kind(value)}; expected a margin such as 0.5pp for a score, or 0.01 for bits per byte")
+    if margin.value <= 0:
+        raise UnitError(f"{value} is no margin; expected one above 0, such as 0.5pp")
+    return margin
 
 
 def whole_batches(count: TokenCount, batch: int) -> int:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from harness.plan.canonical import digest
 from harness.store import checkpoints, manifests, states
-from harness.store.atomic import sha256_file, staging_folder
+from harness.store.atomic import sha256_file, staging_folder, writing
 from harness.store.checkpoints import weights_hash
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
@@ -83,16 +83,17 @@ def prepare_base(folder: Folder, state_id: str) -> str:
     if manifest is None:
         raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
     segment = states.read_segment(state)
-    staged = staging_folder(state.checkpoint(0))
-    try:
-        model = _base_model(manifest, segment["base"])
-        save_model(model, staged / "model", Path(manifest["tokenizer"]["path"]))
-        if manifest["optimizer"] is not None:
-            shutil.copyfile(manifest["optimizer"], staged / OPTIMIZER)
-        marker = checkpoints.seal(staged, state.checkpoint(0), state_id, tokens=0, step=0)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+    model = _base_model(manifest, segment["base"])
+    with writing(state.checkpoint(0), sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())):
+        staged = staging_folder(state.checkpoint(0))
+        try:
+            save_model(model, staged / "model", Path(manifest["tokenizer"]["path"]))
+            if manifest["optimizer"] is not None:
+                shutil.copyfile(manifest["optimizer"], staged / OPTIMIZER)
+            marker = checkpoints.seal(staged, state.checkpoint(0), state_id, tokens=0, step=0)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
     weights = weights_hash(marker.files)
     states.write_done(state, "trained", tokens=0, step=0, weights=weights, checkpoint=0, summary={})
     return weights
@@ -164,7 +165,8 @@ def _stamped(paths: list[Path], known: Mapping[str, Any] | None) -> list[dict[st
     stamps = []
     for path in paths:
         status = path.stat()
-        stamp = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        times = {"mtime_ns": status.st_mtime_ns, "ctime_ns": status.st_ctime_ns}
+        stamp = {"path": str(path), "size": status.st_size, **times}
         earlier = before.get(str(path), {})
         same = all(earlier.get(key) == value for key, value in stamp.items())
         stamps.append({**stamp, "sha256": earlier["sha256"] if same else sha256_file(path)})

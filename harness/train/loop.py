@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from harness.data.loader import Batch, Loader
 from harness.plan.schedule import rate
-from harness.train.loss import IGNORED, token_losses
+from harness.train.average import WeightAverage
+from harness.train.loss import IGNORED, token_losses, token_losses_and_squares
 from harness.train.numerics import Numerics, Precision, attention_dtype
 from harness.train.optimizer import gradient_norm, trained_parameters, update
 from harness.train.packing import document_mask, single_mask_serves
@@ -28,6 +29,7 @@ class Update:
 
     tokens, step: of the path, after it. loss: nats per trained label. grad_norm: before clipping. labels: trained in
     the batch. finite: whether loss and gradients were; if not, the weights were left as they were before it.
+    z_loss: the weighted z-loss that was trained on beside `loss`, None without one.
     """
 
     tokens: int
@@ -38,13 +40,16 @@ class Update:
     lr: float
     labels: int
     finite: bool
+    z_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Unseen:
-    """An update whose figures are still on the device: figures [rows + 1], summed loss of each row and gradient norm.
+    """An update whose figures are still on the device: figures [rows + 2], summed loss of each row, z-loss and gradient
+    norm.
 
-    labels, source: [rows], trained labels of each row and its source; counted on the host, where the batch was made.
+    z_loss: whether there was one. labels, source: [rows], trained labels of each row and its source; counted on the
+    host, where the batch was made.
     """
 
     tokens: int
@@ -52,6 +57,7 @@ class _Unseen:
     lr: float
     labels: list[int]
     source: list[int]
+    z_loss: bool
     figures: Tensor
 
 
@@ -65,17 +71,22 @@ class Loop:
     def __init__(
         self,
         model: PreTrainedModel,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         loader: Loader,
         pieces: Sequence[Piece],
         numerics: Numerics,
+        average: WeightAverage | None = None,
     ) -> None:
-        """pieces: the path from token 0, as in segment.json. Training may go on to the end of the last one."""
+        """pieces: the path from token 0, as in segment.json. Training may go on to the end of the last one.
+
+        average: of the model's weights, to be kept up to date.
+        """
         self.model = model
         self.optimizer = optimizer
         self.loader = loader
         self.pieces = pieces
         self.numerics = numerics
+        self.average = average
         self.step = steps_before(pieces, loader.tokens)
         self._parameters = [parameter for _, parameter in trained_parameters(model)]
         self._device = self._parameters[0].device
@@ -99,26 +110,44 @@ class Loop:
         science = piece_at(self.pieces, tokens)["science"]
         batch = self.loader.next()
         labels = (batch.labels != IGNORED).sum(axis=1).tolist()
-        losses = self._accumulate_gradients(batch, science, max(1, sum(labels)))
+        losses, z_loss = self._accumulate_gradients(batch, science, max(1, sum(labels)))
         norm = gradient_norm(self._parameters)
-        figures = torch.cat([*losses, norm.unsqueeze(0)])
+        figures = torch.cat([*losses, z_loss.unsqueeze(0), norm.unsqueeze(0)])
         self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
         lr = rate(science["lr"], tokens, science["batch_tokens"])
         update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
+        if self.average is not None:
+            self.average.update(self._broken)
         self.step += 1
-        self._unseen.append(_Unseen(self.loader.tokens, self.step, lr, labels, batch.source.tolist(), figures))
+        with_z = bool(science["optimizer"].get("z_loss"))
+        source = batch.source.tolist()
+        self._unseen.append(_Unseen(self.loader.tokens, self.step, lr, labels, source, with_z, figures))
 
-    def _accumulate_gradients(self, batch: Batch, science: Mapping[str, Any], labels: int) -> list[Tensor]:
-        """Gradients of the mean loss over the batch's labels. Returns the summed loss of each row, by micro-batch."""
+    def _accumulate_gradients(
+        self, batch: Batch, science: Mapping[str, Any], labels: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """Gradients of the mean loss over the batch's labels, z-loss included.
+
+        Returns the summed cross entropy of each row, by micro-batch, and the batch's z-loss (0 without one).
+        """
         losses = []
+        z_weight = science["optimizer"].get("z_loss", 0.0)
+        z_loss = torch.zeros((), device=self._device)
         rows = self.numerics.rows_per_forward(science["batch_tokens"], science["context"]["length"])
         for first in range(0, len(batch.input_ids), rows):
             micro = slice(first, first + rows)
             logits = self._logits(batch.input_ids[micro], batch.position_ids[micro], science["precision"])
-            of_rows = token_losses(logits, self._put(batch.labels[micro])).sum(dim=1)
-            (of_rows.sum() / labels).backward()
+            targets = self._put(batch.labels[micro])
+            if z_weight:
+                of_labels, squares = token_losses_and_squares(logits, targets)
+                of_rows, of_squares = of_labels.sum(dim=1), squares.sum() * (z_weight / labels)
+                (of_rows.sum() / labels + of_squares).backward()
+                z_loss += of_squares.detach()
+            else:
+                of_rows = token_losses(logits, targets).sum(dim=1)
+                (of_rows.sum() / labels).backward()
             losses.append(of_rows.detach())
-        return losses
+        return losses, z_loss
 
     def _logits(self, input_ids: np.ndarray, position_ids: np.ndarray, precision: Precision) -> Tensor:
         """[rows, length, vocabulary]; positions that restart keep documents apart."""
@@ -145,14 +174,15 @@ class Loop:
         seen = []
         for unseen in self._unseen:
             losses = [next(fetched) for _ in unseen.source]
-            seen.append(_update(unseen, losses, next(fetched), self.loader.source_names))
+            z_loss, norm = next(fetched), next(fetched)
+            seen.append(_update(unseen, losses, z_loss, norm, self.loader.source_names))
             if not seen[-1].finite:
                 break
         self._unseen.clear()
         return seen
 
 
-def _update(unseen: _Unseen, losses: list[float], norm: float, names: Sequence[str]) -> Update:
+def _update(unseen: _Unseen, losses: list[float], z_loss: float, norm: float, names: Sequence[str]) -> Update:
     """The figures of one update; losses: summed, of each row."""
     by_source, labels = [0.0] * len(names), [0] * len(names)
     for source, loss, trained in zip(unseen.source, losses, unseen.labels, strict=True):
@@ -167,7 +197,8 @@ def _update(unseen: _Unseen, losses: list[float], norm: float, names: Sequence[s
         grad_norm=norm,
         lr=unseen.lr,
         labels=sum(labels),
-        finite=math.isfinite(total) and math.isfinite(norm),
+        finite=math.isfinite(total) and math.isfinite(z_loss) and math.isfinite(norm),
+        z_loss=z_loss if unseen.z_loss else None,
     )
 
 

@@ -107,6 +107,7 @@ def _line(update: Update, speed: float, flops: int, stamp: float) -> dict[str, A
         "grad_norm": update.grad_norm,
         "lr": update.lr,
         "labels": update.labels,
+        **({} if update.z_loss is None else {"z_loss": update.z_loss}),
         "tokens_per_second": round(speed, 1),
         "flops": flops,
         "time": stamp,

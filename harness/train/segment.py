@@ -11,17 +11,20 @@ from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import transformers
+from transformers import PreTrainedModel
 
 from harness.data.loader import Loader, served
 from harness.data.token_store import TokenSource
 from harness.plan.cost import ModelShape, shape_of
-from harness.store import manifests, states
+from harness.store import manifests, metrics, states
 from harness.store.attempts import Attempt, Fenced, begin
 from harness.store.checkpoints import CheckpointMarker, weights_hash
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
+from harness.train.average import WeightAverage, decay_at
 from harness.train.checkpoint import (
+    load_average,
     load_cursor,
     load_optimizer,
     remove_checkpoints,
@@ -47,13 +50,14 @@ class TrainSettings:
     """How to train; names nothing.
 
     checkpoint_every: path tokens between two checkpoints inside the segment, None for one at its end alone.
-    keep: `all` checkpoints or the `last`. stop_after_steps: leave, with a checkpoint, after that many updates.
+    keep: `all` checkpoints, the `last`, or a number N: the last and the first at or past each multiple of N path
+        tokens, which are then written, too. stop_after_steps: leave, with a checkpoint, after that many updates.
     code: the tree hash of the code that runs, for the record.
     """
 
     numerics: Numerics
     checkpoint_every: int | None = None
-    keep: Literal["last", "all"] = "last"
+    keep: int | Literal["last", "all"] = "last"
     stop_after_steps: int | None = None
     code: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,8 +101,7 @@ def train_segment(
         return Outcome("fenced", segment["tokens_from"], 0)
     except BaseException as error:
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        attempt.event("failed", error=what)
-        attempt.finish("failed", error=what)
+        attempt.failed(what)
         raise
     attempt.finish(outcome.kind, tokens=outcome.tokens, steps=outcome.steps)
     return outcome
@@ -143,9 +146,10 @@ def _train(
     attempt.event("attempt_started", tokens=start.tokens)
     remove_leftovers(attempt.state)
     end = segment["tokens_to"]
-    if start.own and start.tokens == end:  # killed between its last checkpoint and its marker
-        return _finish(attempt, start.marker, settings, 0, {})
     loop = prepare(folder, segment, start, settings.numerics)
+    if start.own and start.tokens == end:  # killed between its last checkpoint and its marker
+        loss = (metrics.last_row(attempt.state) or {}).get("loss")
+        return _finish(attempt, segment, start.marker, settings, 0, {"loss": loss, "served": _served(loop)})
     recorder = Recorder(attempt, segment, _shape(folder), start.tokens, progress)
     every = settings.checkpoint_every
     model_folder = start.path / "model"  # whose tokenizer goes along: the newest checkpoint's, which is never removed
@@ -157,6 +161,7 @@ def _train(
         loop.update()
         steps = recorder.steps + loop.unseen
         due = every is not None and loop.tokens // every > before // every
+        due = due or reaches_multiple(before, loop.tokens, settings.keep)
         due = due or loop.tokens == end or stop.signal is not None or steps == settings.stop_after_steps
         if due or loop.unseen >= settings.numerics.look_every:
             seen = loop.look()
@@ -169,7 +174,8 @@ def _train(
             model_folder = marker.model
             recorder.pause()
         if loop.tokens == end:
-            return _finish(attempt, marker, settings, recorder.steps, {**recorder.summary(), "served": _served(loop)})
+            summary = {**recorder.summary(), "served": _served(loop)}
+            return _finish(attempt, segment, marker, settings, recorder.steps, summary)
 
 
 def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: Numerics) -> Loop:
@@ -185,10 +191,32 @@ def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: 
     if context["documents"] == "masked":
         check_isolation(model)
     optimizer = build_optimizer(model, science["optimizer"])
-    load_optimizer(start.path, model, optimizer)
+    if not switches_optimizer(segment["pieces"], start.tokens):
+        load_optimizer(start.path, model, optimizer)
     sources = _open_sources(folder, segment)
     loader = Loader(segment["pieces"], sources, load_cursor(start.path), start.tokens)
-    return Loop(model, optimizer, loader, segment["pieces"], numerics)
+    average = _average(segment, start, model)
+    return Loop(model, optimizer, loader, segment["pieces"], numerics, average)
+
+
+def switches_optimizer(pieces: Sequence[Mapping[str, Any]], tokens: int) -> bool:
+    """Whether another optimizer takes over at `tokens` of the path: its state begins cold."""
+    if tokens == 0 or tokens >= pieces[-1]["end"]:
+        return False
+    before, after = (piece_at(pieces, at)["science"]["optimizer"]["name"] for at in (tokens - 1, tokens))
+    return bool(before != after)
+
+
+def _average(segment: Mapping[str, Any], start: Start, model: PreTrainedModel) -> WeightAverage | None:
+    """The moving average of the weights: the checkpoint's where the path goes on with it, else begun at its weights."""
+    last = min(start.tokens, segment["tokens_to"] - 1)  # at the segment's end nothing is left to do but to say so
+    decay = decay_at(segment["pieces"], last)
+    if decay is None:
+        return None
+    average = WeightAverage(model, decay)
+    if decay_at(segment["pieces"], start.tokens - 1) == decay:
+        average.load(load_average(start.path))
+    return average
 
 
 def _constant_science(segment: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -218,27 +246,57 @@ def _shape(folder: Folder) -> ModelShape:
     return shape
 
 
-def _save(attempt: Attempt, segment: Mapping[str, Any], loop: Loop, tokenizer: Path, keep: str) -> CheckpointMarker:
+def _save(
+    attempt: Attempt, segment: Mapping[str, Any], loop: Loop, tokenizer: Path, keep: int | str
+) -> CheckpointMarker:
     fingerprint = fingerprint_at(segment, loop.tokens)
     marker = write_checkpoint(
-        attempt, loop.model, loop.optimizer, loop.loader.cursor(), tokenizer, fingerprint, loop.tokens, loop.step
+        attempt,
+        loop.model,
+        loop.optimizer,
+        loop.loader.cursor(),
+        tokenizer,
+        fingerprint,
+        loop.tokens,
+        loop.step,
+        loop.average,
     )
     attempt.event("checkpoint", tokens=loop.tokens)
-    if keep == "last":
-        remove_checkpoints(attempt, set(attempt.state.checkpoint_tokens()[-KEPT_WHILE_TRAINING:]))
+    if keep != "all":
+        newest = attempt.state.checkpoint_tokens()[-KEPT_WHILE_TRAINING:]
+        remove_checkpoints(attempt, {*newest, *_multiples(attempt, segment, keep)})
     return marker
 
 
+def reaches_multiple(before: int, tokens: int, keep: int | str) -> bool:
+    """Whether an update from `before` to `tokens` is the first at or past a multiple of `keep`; never for a word."""
+    return isinstance(keep, int) and tokens // keep > before // keep
+
+
+def _multiples(attempt: Attempt, segment: Mapping[str, Any], keep: int | str) -> set[int]:
+    """The checkpoints that `keep: every N` holds on to, by the path tokens they were written at."""
+
+    def before(tokens: int) -> int:
+        return tokens - int(piece_at(segment["pieces"], tokens - 1)["science"]["batch_tokens"])
+
+    return {at for at in attempt.state.checkpoint_tokens() if at and reaches_multiple(before(at), at, keep)}
+
+
 def _finish(
-    attempt: Attempt, marker: CheckpointMarker, settings: TrainSettings, steps: int, summary: Mapping[str, Any]
+    attempt: Attempt,
+    segment: Mapping[str, Any],
+    marker: CheckpointMarker,
+    settings: TrainSettings,
+    steps: int,
+    summary: Mapping[str, Any],
 ) -> Outcome:
     """Say that the state is there; only then let go of the checkpoints before its end."""
     attempt.check_owner()
     weights = weights_hash(marker.files)
     states.write_done(attempt.state, "trained", marker.tokens, marker.step, weights, marker.tokens, summary)
     attempt.event("finished", tokens=marker.tokens, steps=steps)
-    if settings.keep == "last":
-        remove_checkpoints(attempt, {marker.tokens})
+    if settings.keep != "all":
+        remove_checkpoints(attempt, {marker.tokens, *_multiples(attempt, segment, settings.keep)})
     return Outcome("trained", marker.tokens, steps)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow
 
 from harness.store import attempts, evaluations, states
-from harness.store.atomic import write_json
+from harness.store.atomic import write_bytes, write_json
 from harness.store.layout import Folder
 from harness.store.metrics import MetricsWriter
 from harness.store.runs import write_run
@@ -56,6 +56,12 @@ MIXTURES = {"control": {"docs": "1"}, "math=0.3": {"docs": "7/10", "math": "3/10
 DEFAULT_MIXTURE = {"docs": "9/10", "math": "1/10"}
 
 
+STUDY = """schema: 1
+study: fabricated
+notes: <script>alert("a study is text")</script>
+"""
+
+
 @dataclass(frozen=True)
 class Design:
     """What to fabricate. Runs are named `arm/seed`. run_noise: SD of a run about arm + seed (logit or bits)."""
@@ -73,6 +79,26 @@ class Design:
     threads: Mapping[str, int] = field(default_factory=dict)  # arm → threads, where not 1
     beyond: int = 0  # items with positions beyond the trained length
     random_seed: int = 0
+    not_worse: Mapping[str, float] = field(default_factory=dict)
+    report_also: str | None = None
+    every: bool = False  # evaluated in the middle of the trunk as well
+    ema: bool = False  # averaged weights at the end of each run
+    continuations: int = 0  # prompts
+    controls: bool = False  # an A/A arm with seeds of its own
+    flops_per_token: Mapping[str, int] = field(default_factory=dict)  # of an arm's decay, where not 900,000
+    question: str = "Does more mathematics in the decay help, and what does documentation pay for it?"
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: dict(CHANGES))
+
+    @property
+    def tasks(self) -> tuple[Mapping[str, str], ...]:
+        """What is evaluated at every point, and what is written at the end."""
+        return (*TASKS, WRITTEN) if self.continuations else TASKS
+
+
+WRITTEN = {"suite": "continuations", "task": "continuations", "kind": "continuations", "headline": None}
+HALF = TRUNK // 2
+AA = "aa"
+AA_SEEDS = ("d4", "d5", "d6")
 
 
 def key(*parts: object) -> str:
@@ -90,12 +116,20 @@ def fabricate(root: Path, design: Design) -> Path:
         for task in TASKS
     }
     runs = [_run(design, arm, seed) for arm in design.effects for seed in design.seeds]
+    checks = [_run(design, AA, seed) for seed in AA_SEEDS] if design.controls else []
+    runs = [*runs, *checks]
+    noise |= {(AA, seed, task["task"]): 0.0 for seed in AA_SEEDS for task in TASKS}
     write_json(folder.plan_json, _plan(design, runs))
+    write_bytes(folder.study_yaml, STUDY.encode())
     _state(folder, design, key("base"), "base", 0, 0, None, "default")
     _evaluate(folder, design, key("base"), _early(1.6))
-    for seed in design.seeds:
-        trunk = key("trunk", seed)
-        _state(folder, design, trunk, "stable", 0, TRUNK, key("base"), "default")
+    for seed in dict.fromkeys(run["seed_set"] for run in runs):
+        trunk, start, parent = key("trunk", seed), 0, key("base")
+        if design.every:
+            start, parent = HALF, key("half", seed)
+            _state(folder, design, parent, "stable", 0, HALF, key("base"), "default")
+            _evaluate(folder, design, parent, _early(0.9))
+        _state(folder, design, trunk, "stable", start, TRUNK, parent, "default")
         _evaluate(folder, design, trunk, _early(0.5))
     for run in runs:
         write_run(folder, run)
@@ -109,25 +143,29 @@ def _early(lack: float) -> dict[str, float]:
 
 
 def _run(design: Design, arm: str, seed: str) -> dict[str, Any]:
-    path = [key("trunk", seed), key("decay", arm, seed)]
+    trunk, decay = key("trunk", seed), key("decay", arm, seed)
+    half = [{"label": str(HALF), "segment": key("half", seed), "tokens": HALF, "state": key("half", seed)}]
+    averaged = key("ema", arm, seed)
     return {
         "name": f"{arm}/{seed}",
         "arm": arm,
         "seeds": {"data": int(seed[1:])},
         "seed_set": seed,
-        "changes": dict(CHANGES.get(arm, {})),
+        "changes": dict(design.changes.get(arm, {})),
         "base": key("base"),
-        "path": path,
+        "path": [*([key("half", seed)] if design.every else []), trunk, decay],
         "points": [
             {"label": "base", "segment": None, "tokens": 0, "state": key("base")},
-            {"label": "stable", "segment": path[0], "tokens": TRUNK, "state": path[0]},
-            {"label": "decay", "segment": path[1], "tokens": END, "state": path[1]},
-            {"label": "end", "segment": path[1], "tokens": END, "state": path[1]},
+            *(half if design.every else []),
+            {"label": "stable", "segment": trunk, "tokens": TRUNK, "state": trunk},
+            {"label": "decay", "segment": decay, "tokens": END, "state": decay},
+            {"label": "end", "segment": decay, "tokens": END, "state": decay},
+            *([{"label": "ema", "segment": averaged, "tokens": END, "state": averaged}] if design.ema else []),
         ],
         "evals": [
             {"point": point, "key": key("task", task["task"]), "suite": task["suite"], "task": task["task"]}
-            for point in ("base", "stable", "end")
-            for task in TASKS
+            for point in ("base", *([str(HALF)] if design.every else []), "stable", "end", *(["ema"] * design.ema))
+            for task in design.tasks
         ],
     }
 
@@ -135,23 +173,21 @@ def _run(design: Design, arm: str, seed: str) -> dict[str, Any]:
 def _plan(design: Design, runs: list[dict[str, Any]]) -> dict[str, Any]:
     segments: dict[str, dict[str, Any]] = {}
     for run in runs:
+        ends = [*([HALF] if design.every else []), TRUNK, END]
         for index, state in enumerate(run["path"]):
-            first, last = ((0, TRUNK), (TRUNK, END))[index]
-            segments[state] = {
-                "id": state,
-                "kind": "train",
-                "parents": run["path"][:index],
-                "stage": ("stable", "decay")[index],
-                "tokens_from": first,
-                "tokens_to": last,
-                "flops": (last - first) * 900_000,
-                "state": "new",
-                "reason": "",
-            }
+            first, last = ([0, *ends][index], ends[index])
+            each = 900_000 if last <= TRUNK else design.flops_per_token.get(run["arm"], 900_000)
+            segments[state] = _segment(state, "train", run["path"][:index][-1:], first, last, (last - first) * each)
+        if design.ema:
+            averaged = run["points"][-1]["state"]
+            segments[averaged] = _segment(averaged, "merge", run["path"][-1:], END, END, 0)
     arms = [
-        {"name": arm, "changes": dict(CHANGES.get(arm, {})), "fingerprint": key("arm", arm), "same_as": None}
+        {"name": arm, "changes": dict(design.changes.get(arm, {})), "fingerprint": key("arm", arm), "same_as": None}
         for arm in design.effects
     ]
+    if design.controls:
+        arms = [{**arm, "control": False} for arm in arms]
+        arms.append({"name": AA, "changes": {}, "fingerprint": key("arm", AA), "same_as": None, "control": True})
     arms += [
         {"name": name, "changes": {"train.precision": "fp32"}, "fingerprint": key("arm", own), "same_as": own}
         for name, own in design.aliases.items()
@@ -159,7 +195,7 @@ def _plan(design: Design, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "schema": 1,
         "study": "fabricated",
-        "question": "Does more mathematics in the decay help, and what does documentation pay for it?",
+        "question": design.question,
         "notes": None,
         "arms": arms,
         "runs": runs,
@@ -169,7 +205,15 @@ def _plan(design: Design, runs: list[dict[str, Any]]) -> dict[str, Any]:
             for run in runs
             for e in run["evals"]
         ],
-        "totals": {"arms": len(arms), "runs": len(runs)},
+        "totals": {
+            "arms": len(arms),
+            "runs": len(runs),
+            "tokens": sum(s["tokens_to"] - s["tokens_from"] for s in segments.values()),
+            "tokens_unshared": len(runs) * END,
+            "flops": float(sum(s["flops"] for s in segments.values())),
+            "gpu_hours": 0.001,
+            "gpu_hours_basis": "assumed: 40 % of 989 TFLOP/s (H100, dense bf16)",
+        },
         "lint": [
             {
                 "level": "warning",
@@ -179,17 +223,49 @@ def _plan(design: Design, runs: list[dict[str, Any]]) -> dict[str, Any]:
             }
         ],
         "unresolved": [],
-        "tasks": [{**task, "key": key("task", task["task"])} for task in TASKS],
+        "tasks": [{**task, "key": key("task", task["task"])} for task in design.tasks],
+        "science": {run["name"]: {"path": run["path"], "facts": _facts(design, run)} for run in runs},
+        "controls": [{"name": AA, "kind": "same_as", "arm": "default"}] if design.controls else [],
+        "share": True,
+        "asked": {"file": "../study.yaml", "set": ["seeds.data=[1, 2, 3]"]},
         "compare": {
             "baseline": "default",
             "control": design.control,
             "equal": "tokens",
             "primary": list(design.primary),
+            "not_worse": dict(design.not_worse),
+            "report_also": design.report_also,
             "allow": {},
         },
         "eval": {"suites": ["quickstart@1"], "at": ["base", "stable", "end"], "max_length": 128},
         "orphans": [],
     }
+
+
+def _segment(state: str, kind: str, parents: list[str], first: int, last: int, flops: int) -> dict[str, Any]:
+    return {
+        "id": state,
+        "kind": kind,
+        "parents": parents,
+        "stage": "stable" if last <= TRUNK else "decay",
+        "tokens_from": first,
+        "tokens_to": last,
+        "flops": flops,
+        "state": "new",
+        "reason": "",
+    }
+
+
+def _facts(design: Design, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What plan.json keeps of a run's resolved path."""
+    facts: dict[str, Any] = {"weights": key("weights"), "optimizer": "cold"}
+    for piece in _pieces(run["arm"], END):
+        lr = piece["science"]["lr"]
+        facts[f"{piece['stage']}.lr.{lr['shape']}@{piece['start']}"] = str(lr)
+        facts |= {f"{piece['stage']}.mixture.{name}": share for name, share in piece["science"]["mixture"].items()}
+        facts[f"{piece['stage']}.data_seed"] = run["seeds"]["data"]
+        facts[f"{piece['stage']}.end"] = piece["end"]
+    return facts
 
 
 def _pieces(arm: str, tokens_to: int) -> list[dict[str, Any]]:
@@ -282,7 +358,9 @@ def _state(
         return
     attempt.event("finished" if outcome == "trained" else "diverged", tokens=last)
     weights = key("weights", state_id) if outcome == "trained" else None
-    states.write_done(state, outcome, last, last // BATCH, weights, last if weights else None, {})  # type: ignore[arg-type]
+    served = {"docs": {"tokens": last, "labels": last, "documents": 50, "epochs": 0.5}}
+    summary = {} if stage == "base" else {"served": served}
+    states.write_done(state, outcome, last, last // BATCH, weights, last if weights else None, summary)  # type: ignore[arg-type]
 
 
 def _decay(folder: Folder, design: Design, run: Mapping[str, Any], noise: Mapping[tuple[str, str, str], float]) -> None:
@@ -295,7 +373,7 @@ def _decay(folder: Folder, design: Design, run: Mapping[str, Any], noise: Mappin
         outcome, until = "diverged", TRUNK + 30 * BATCH
     if name in design.failed:
         outcome, until = "failed", TRUNK + 10 * BATCH
-    effects = design.effects[arm]
+    effects = design.effects.get(arm, {})
     shift = effects.get("docs", 0.0) - 0.2
     _state(folder, design, state, "decay", TRUNK, END, run["path"][0], arm, until, outcome, shift)
     if outcome != "trained":
@@ -308,6 +386,35 @@ def _decay(folder: Folder, design: Design, run: Mapping[str, Any], noise: Mappin
         state,
         {task["task"]: effects.get(task["task"], 0.0) + together + noise[arm, seed, task["task"]] for task in TASKS},
     )
+    if design.continuations:
+        _write_continuations(folder, design, key("weights", state), arm)
+    if design.ema:
+        averaged = run["points"][-1]["state"]
+        states.write_done(folder.state(averaged), "trained", END, END // BATCH, key("weights", averaged), END, {})
+        _evaluate(folder, design, averaged, {task["task"]: effects.get(task["task"], 0.0) for task in TASKS})
+
+
+def _write_continuations(folder: Folder, design: Design, weights: str, arm: str) -> None:
+    numbers = range(design.continuations)
+    table = {
+        "source": ["docs" if number % 2 else "math" for number in numbers],
+        "prompt": [f"Prompt {number} begins <b>here</b> and | goes\non" for number in numbers],
+        "reference": [f"as the document does, {number}" for number in numbers],
+        "continuation": [f"as {arm} does: {number} & `so on`\x00\x1b[31m" for number in numbers],
+    }
+    results = {
+        "task": "continuations",
+        "kind": "continuations",
+        "weights": weights,
+        "key": key("task", "continuations"),
+        "metrics": {},
+        "settings": {"greedy": True},
+        "versions": {},
+        "items": design.continuations,
+        "numerics": {"device": "cpu", "threads": 1},
+        "seconds": 0.25,
+    }
+    evaluations.write(folder, weights, key("task", "continuations"), results, pyarrow.table(table))
 
 
 def _evaluate(folder: Folder, design: Design, state: str, shifts: Mapping[str, float]) -> None:

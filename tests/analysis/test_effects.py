@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,7 @@ def test_items_that_are_not_the_same_are_not_paired(tmp_path: Path) -> None:
     hashes = samples.column("doc_hash").to_pylist()
     hashes[5] = key("another document")
     changed = samples.set_column(samples.column_names.index("doc_hash"), "doc_hash", pyarrow.array(hashes))
+    shutil.rmtree(folder.evaluation(weights, key("task", "docs")))
     evaluations.write(folder, weights, key("task", "docs"), results, changed)
     _, comparisons = compared(root)
     assert comparisons.to_baseline["control", "bpb.docs"].item_se is None

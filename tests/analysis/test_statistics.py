@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import linalg, stats
+from scipy import linalg, special, stats
 
 from analysis import statistics
 
@@ -256,3 +256,71 @@ def test_under_the_null_one_study_in_twenty_marks_anything(missing: int) -> None
 
 def test_without_the_adjustment_the_null_is_marked_far_too_often() -> None:
     assert simulated_errors(np.random.default_rng(21), 0, adjusted=False, rounds=300) > 0.15
+
+
+@pytest.mark.parametrize(
+    ("df", "row"),  # Dunnett 1955, table 1a: one-sided, joint confidence 95 %, 1 to 9 treatments
+    [
+        (5, [2.02, 2.44, 2.68, 2.85, 2.98, 3.08, 3.16, 3.24, 3.30]),
+        (10, [1.81, 2.15, 2.34, 2.47, 2.56, 2.64, 2.70, 2.76, 2.81]),
+        (20, [1.72, 2.03, 2.19, 2.30, 2.39, 2.46, 2.51, 2.56, 2.60]),
+        (math.inf, [1.64, 1.92, 2.06, 2.16, 2.23, 2.29, 2.34, 2.38, 2.42]),
+    ],
+)
+def test_one_sided_dunnett_is_dunnetts_table(df: float, row: list[float]) -> None:
+    assert [round(statistics.dunnett_critical_one_sided(k, df), 2) for k in range(1, 10)] == row
+
+
+def test_one_sided_dunnett_without_correlation_is_that_of_independent_maxima() -> None:
+    # P(max of 3 independent normals ≤ c) = Φ(c)³ = 0.95
+    c = statistics.dunnett_critical_one_sided(3, math.inf, 0.05, 0.0)
+    assert special.ndtr(c) ** 3 == pytest.approx(0.95, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("margin", "within"), [(2.46, True), (2.459, None), (1.58, None), (0.701, None), (0.70, False), (0.1, False)]
+)
+def test_a_margin_is_judged_by_the_published_interval(margin: float, within: bool | None) -> None:
+    # Student's sleep data, drug 1 − drug 2: mean −1.58, 95 % interval −2.4598858 to −0.7001142 (R's t.test, paired)
+    differences = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4]
+    estimate = statistics.mean_estimate(differences)
+    critical = statistics.t_critical(9)
+    assert estimate.value - critical * estimate.se == pytest.approx(-2.4598858, abs=1e-7)
+    assert statistics.within_margin(estimate.value, estimate.se, critical, margin) is within
+
+
+def test_a_loss_that_is_real_can_still_be_within_the_margin() -> None:
+    # −0.3 ± 0.2 excludes 0, and loses less than 0.6
+    assert statistics.within_margin(-0.3, 0.1, 2.0, 0.6) is True
+    assert statistics.within_margin(-0.3, 0.1, 2.0, 0.5) is None  # at the margin itself nothing is shown
+
+
+def test_who_may_be_best_follows_the_distance_to_the_best_of_the_others() -> None:
+    # by hand: the best is 10; with critical·se = 1.5 those above 8.5 may be the best, whoever stands between
+    gains = [10.0, 8.6, 8.5, 9.2, 3.0]
+    errors = np.full((5, 5), 0.5)
+    assert statistics.among_best(gains, errors, 3.0) == [True, True, False, True, False]
+    errors[2, :] = errors[:, 2] = 2.0  # fewer runs: less is known of it, so it cannot be ruled out
+    assert statistics.among_best(gains, errors, 3.0) == [True, True, True, True, False]
+
+
+def test_the_set_of_best_holds_the_best_as_often_as_it_promises() -> None:
+    rng = np.random.default_rng(5)
+    arms, seeds, trials = 4, 4, 4000
+    df = (arms - 1) * (seeds - 1)
+    critical = statistics.dunnett_critical_one_sided(arms - 1, df, 0.05)
+    held = 0
+    for _ in range(trials):  # all arms equal: the hardest case, in which any of them is "the" best
+        y = rng.normal(size=(arms, seeds))
+        residual = y - y.mean(1, keepdims=True) - y.mean(0, keepdims=True) + y.mean()
+        se = math.sqrt(2.0 * float((residual**2).sum()) / df / seeds)
+        held += statistics.among_best(y.mean(1), np.full((arms, arms), se), critical)[0]
+    assert held / trials == pytest.approx(0.95, abs=3.5 * math.sqrt(0.95 * 0.05 / trials))
+
+
+def test_the_least_correlation_is_the_smallest_of_all_pairs() -> None:
+    cells = {(arm, seed): 0.0 for arm in "abcd" for seed in "123" if (arm, seed) not in {("b", "1"), ("c", "2")}}
+    fit = statistics.fit_additive(cells)
+    pairs = [fit.correlation(x, y, "a") for x in "bcd" for y in "bcd" if x != y]
+    assert fit.least_correlation(["b", "c", "d"], "a") == pytest.approx(min(pairs))
+    assert fit.least_correlation(["b"], "a") == 1.0

@@ -14,7 +14,7 @@ import pytest
 
 from harness.evals import evaluate
 from harness.evals.evaluate import EvaluationFailed, evaluate_model, evaluate_state, missing_tasks, trained_length
-from harness.evals.settings import EvalSettings, EvalTask, lm_eval_key
+from harness.evals.settings import EvalSettings, EvalTask, lm_eval_key, task_key
 from harness.evals.suites import resolve_tasks
 from harness.store import evaluations, manifests, states
 from harness.store.layout import Folder
@@ -216,6 +216,23 @@ def test_a_generating_task_is_scored_and_its_length_counted(copy: Exported, tmp_
     short = replace(SETTINGS, max_length=4)
     with pytest.raises(EvaluationFailed, match="generates up to 4 tokens"):
         run_one(copy, own_task(tmp_path, "written", short), short)
+
+
+def test_the_right_answer_of_a_generating_task_is_scored_where_that_is_asked_for(
+    copy: Exported, tmp_path: Path
+) -> None:
+    plain = own_task(tmp_path, "written")
+    settings = replace(SETTINGS, window=None)
+    gold = replace(plain, gold=True)
+    gold = replace(gold, key=task_key(gold, settings))
+    assert gold.key != plain.key
+    results, rows = run_one(copy, gold)
+    assert results["metrics"]["exact_match"]["n"] == 6
+    for row in rows:
+        assert row["correct_prob"] == pytest.approx(2 ** -row["bits_per_byte"]) and 0 < row["correct_prob"] < 1
+    metric = results["metrics"]["correct_prob"]
+    assert metric["value"] == pytest.approx(sum(row["correct_prob"] for row in rows) / 6) and metric["higher_is_better"]
+    assert "correct_prob" not in run_one(copy, plain)[0]["metrics"]
 
 
 def test_a_rolling_task_keeps_nats_and_bytes_per_item(copy: Exported, tmp_path: Path) -> None:

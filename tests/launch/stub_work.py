@@ -1,12 +1,13 @@
 """Stands in for training and evaluation where launching is tested: states with one small file, made in no time.
 
-How to behave: `steps` of `pause` seconds each, then `end` as one of trained, diverged, error, die (a signal), leave (an
-exit code); with `once`, only at the first attempt. It comes in the order's `detail`, or for the last segment of a run
-from `behaviour.json` in the results folder, by the run's name.
+How to behave: `steps` of `pause` seconds each, then `end` as one of trained, diverged, error, full (the disk), die (a
+signal), leave (an exit code); with `once`, only at the first attempt. It comes in the order's `detail`, or for the last
+segment of a run from `behaviour.json` in the results folder, by the run's name.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ import pyarrow
 from harness.launch.work import Order, Result
 from harness.launch.worker import Progress
 from harness.store import attempts, checkpoints, evaluations, runs, states
-from harness.store.atomic import append_json_line, read_json, staging_folder
+from harness.store.atomic import append_json_line, read_json, staging_folder, writing
 from harness.store.layout import Folder
 
 TOKENS = 1  # where every stubbed state's checkpoint lies
@@ -77,7 +78,9 @@ def _train(folder: Folder, order: Order, detail: Mapping[str, Any], progress: Pr
         asked.append(number)
 
     state = folder.state(order.state)
-    attempt = attempts.begin(state, {"threads": os.environ.get("OMP_NUM_THREADS")})
+    numerics = {name: order.settings.get(name) for name in ("threads", "micro_batch")}
+    env = {"threads": os.environ.get("OMP_NUM_THREADS"), "numerics": numerics, "code": order.settings.get("code")}
+    attempt = attempts.begin(state, env)
     before = signal.signal(signal.SIGTERM, ask)
     try:
         steps = int(detail.get("steps", 1))
@@ -106,6 +109,9 @@ def _end(folder: Folder, order: Order, detail: Mapping[str, Any], attempt: attem
         os._exit(3)
     if end == "error":
         raise ValueError("a number that cannot be")
+    if end == "full":
+        with writing(state.checkpoint(TOKENS), 10**6):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if end == "diverged":
         states.write_done(state, "diverged", TOKENS, 1, None, None, {})
         attempt.finish("diverged")

@@ -19,9 +19,9 @@ from harness.launch.local import LocalExecutor
 from harness.launch.progress import Silent
 from harness.launch.queue import Queue
 from harness.launch.stop import Stop
-from harness.launch.work import Result, Work
+from harness.launch.work import Failure, Result, Work
 from harness.launch.worker import load_perform
-from harness.store import attempts, states
+from harness.store import attempts
 from harness.store.atomic import read_json_lines, write_json
 from harness.store.layout import Folder
 
@@ -36,6 +36,7 @@ class Recorder(Silent):
         self.ends: dict[str, Result] = {}
         self.reports: list[Mapping[str, Any]] = []
         self.waited: list[str] = []
+        self.retried: list[tuple[str, str, int]] = []
 
     def started(self, item: Work) -> None:
         self.starts.append(item.id)
@@ -48,6 +49,9 @@ class Recorder(Silent):
 
     def waiting(self, item: Work, elsewhere: Mapping[str, Any]) -> None:
         self.waited.append(item.id)
+
+    def retrying(self, item: Work, failure: Failure, time: int, of: int) -> None:
+        self.retried.append((item.id, failure.kind, time))
 
 
 @pytest.fixture(params=["debug", "local"])
@@ -153,7 +157,8 @@ def test_a_state_at_which_another_process_works_is_waited_for(executor: Executor
     state = Folder(tmp_path).state("leaf")
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"])
     attempt = attempts.begin(state, {})
-    env = {**attempts.process_identity(), "pid": other.pid, "started": attempts.process_start(other.pid)}
+    env = {"schema": 1, **attempts.process_identity(), "pid": other.pid}
+    env["started"] = attempts.process_start(other.pid)
     write_json(attempt.folder / "env.json", env)
     reaper = threading.Thread(target=other.wait)
     reaper.start()
@@ -177,23 +182,38 @@ def test_threads_are_fixed_before_a_worker_starts(tmp_path: Path) -> None:
     assert env is not None and env["threads"] == "3"
 
 
-def test_a_killed_worker_fails_only_its_own_work_and_is_replaced(tmp_path: Path) -> None:
+def test_work_whose_worker_was_killed_goes_on_in_another_one(tmp_path: Path) -> None:
+    items = [base(), train("dead", "base", end="die", once=True), train("below", "dead")]
+    queue, recorder = do(LocalExecutor(1, 1, STUB), tmp_path, items)
+    assert outcomes(queue) == {"base:base": "prepared", "train:dead": "trained", "train:below": "trained"}
+    assert [(item, kind, time) for item, kind, time in recorder.retried] == [("train:dead", "killed", 1)]
+    record = attempts.read_exit(Folder(tmp_path).state("dead"), 0)
+    assert record is not None and record["failure"] == "killed" and "signal 9 (SIGKILL)" in record["error"]
+    assert Folder(tmp_path).state("dead").attempt_numbers() == [0, 1]
+
+
+def test_work_whose_workers_are_killed_again_and_again_fails_alone(tmp_path: Path) -> None:
     items = [
-        *(base(), train("dead", "base", 99, end="die", once=True), train("below", "dead")),
+        *(base(), train("dead", "base", 99, end="die"), train("below", "dead")),
         *(train("one", "base", pause=0.2), train("two", "one"), train("three", "one")),
     ]
-    queue, _ = do(LocalExecutor(1, 1, STUB), tmp_path, items)
+    queue, recorder = do(LocalExecutor(1, 1, STUB), tmp_path, items)
     failure = queue.results["train:dead"].failure
     assert failure is not None and failure.kind == "killed" and "signal 9 (SIGKILL)" in failure.error
+    assert [time for _, _, time in recorder.retried] == [1, 2]
+    assert Folder(tmp_path).state("dead").attempt_numbers() == [0, 1, 2]
     ended = outcomes(queue)
     assert ended["train:below"] == "blocked"
     assert {ended[f"train:{name}"] for name in ("one", "two", "three")} == {"trained"}
-    record = attempts.read_exit(Folder(tmp_path).state("dead"), 0)
-    assert record is not None and record["failure"] == "killed"
 
-    again, _ = do(LocalExecutor(1, 1, STUB), tmp_path, items[1:3], available={"base"})
-    assert outcomes(again) == {"train:dead": "trained", "train:below": "trained"}
-    assert states.read_done(Folder(tmp_path).state("below")) is not None
+
+def test_after_a_full_disk_nothing_more_is_begun(tmp_path: Path) -> None:
+    items = [base(), train("full", "base", 99, end="full"), train("below", "full"), train("other", "base")]
+    queue, recorder = do(LocalExecutor(1, 1, STUB), tmp_path, items)
+    failure = queue.results["train:full"].failure
+    assert failure is not None and failure.kind == "disk" and "no space is left on the disk" in failure.error
+    assert {outcomes(queue)[f"train:{name}"] for name in ("below", "other")} == {"blocked"}
+    assert recorder.starts == ["base:base", "train:full"]
 
 
 def test_a_worker_that_leaves_says_its_last_words(tmp_path: Path) -> None:

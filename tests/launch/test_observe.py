@@ -35,13 +35,13 @@ def folder(tmp_path: Path) -> Folder:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were hashed."""
     names: list[str] = []
-    plain = checksums.sha256_file
+    plain = checksums.hash_of
 
     def counted(path: Path) -> str:
         names.append(path.name)
         return plain(path)
 
-    monkeypatch.setattr(checksums, "sha256_file", counted)
+    monkeypatch.setattr(checksums, "hash_of", counted)
     return names
 
 

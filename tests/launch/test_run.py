@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.launch import code, outcome, prepare, run
+from harness.launch import code, local, outcome, prepare, run
 from harness.launch.lock import locked
 from harness.launch.progress import Silent
 from harness.launch.run import Options, Report
@@ -113,11 +113,14 @@ def test_an_emptied_evaluation_marker_is_named_and_only_that_state_is_evaluated(
 
 
 @pytest.mark.parametrize("executor", ["debug", "local"])
-def test_failed_runs_are_listed_others_finish_and_the_next_run_tries_them_again(scored: Path, executor: str) -> None:
+def test_failed_runs_are_listed_others_finish_and_the_next_run_tries_them_again(
+    scored: Path, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     end = "error" if executor == "debug" else "die"
     root = scored.parent / "results"
     asked = options(scored, executor=executor)
     write_json(root / "behaviour.json", {"more=0/d1": {"end": end, "once": True}})
+    monkeypatch.setattr(local, "RETRIES", 0)
     first, _ = bring(asked)
     assert first.ended.exit_code == 1
     failed = first.ended.failed
@@ -156,9 +159,9 @@ def test_a_failed_evaluation_fails_its_run_and_keeps_what_was_trained(scored: Pa
     assert [(item.run, item.failure and item.failure.error) for item in first.ended.failed] == [
         ("more=0.3/d2", "ValueError: this cannot be scored")
     ]
-    assert {item.name: item.state for item in status(first.folder)}["more=0.3/d2"] == "evaluating"
-    (root / ".lock").write_text("{}")  # the process that ran it is this one, and lives
     assert {item.name: item.state for item in status(first.folder)}["more=0.3/d2"] == "unevaluated"
+    with locked(first.folder):
+        assert {item.name: item.state for item in status(first.folder)}["more=0.3/d2"] == "evaluating"
 
 
 def test_without_sharing_every_run_has_segments_of_its_own(unscored: Path) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.plan.lint import CODES, Lint
+from harness.plan.lint import CODES, OF_RESULTS, OF_TREATMENTS, Lengths, Lint
+from harness.plan.lint import Path as Path_
+from harness.plan.lint.schedules import rewarms_annealed_base, schedule_open
 from harness.plan.plan import build_plan
 from harness.study.errors import Mistake
 from harness.study.treatment import Arm
 from tests.plan.studies import identities, study
+from tests.plan.test_lint_results import TESTED as TESTED_OF_RESULTS
 
 
 def findings(folder: Path, items: str, compare: str = "control: default", *overrides: str) -> list[Lint]:
@@ -98,6 +102,89 @@ def test_equal_flops_is_checked_where_equal_tokens_would_not_do(tmp_path: Path) 
     assert "unequal-flops" in codes and "unequal-tokens" not in codes
 
 
+def test_a_decay_that_training_leaves_above_its_end_is_open(tmp_path: Path) -> None:
+    """Planted in the resolved schedule, as a path that is cut short would: the decay goes on where nobody trains."""
+    (decay,) = study(tmp_path, "  []").arms
+    last = {"shape": "linear", "from": 1e-3, "to": 0.0, "start": 512, "end": 1536}
+    (found,) = schedule_open(decay, Path_([("decay", last)], 1024, [1024]))
+    assert (found.level, found.code) == ("error", "schedule-open")
+    assert "ends at token 1,536, and training at token 1,024" in found.message and "0.0005" in found.message
+    assert not list(schedule_open(decay, Path_([("decay", last)], 1536, [1536])))
+
+
+REWARMED = "  - cases: {again: {stages.stable.lr: {shape: linear, to: 0}, stages.decay.lr: LR}}"
+
+
+def test_a_stage_that_takes_an_annealed_rate_up_again_is_told_with_both_rates(tmp_path: Path) -> None:
+    items = REWARMED.replace("LR", "{shape: linear, from: 1.0e-3, to: 0}")
+    found = [item for item in findings(tmp_path, items) if item.code == "rewarms-annealed-base"]
+    assert [(item.level, item.arm) for item in found] == [("warning", "again")]
+    assert "`stable` was left at a rate of 0 and `decay` takes it up to 0.001" in found[0].message
+    allowed = "control: default, allow: {again: [rewarms-annealed-base]}"
+    assert "rewarms-annealed-base" not in {item.code for item in findings(tmp_path, items, allowed)}
+
+
+@pytest.mark.parametrize(("left", "found"), [(0.0, True), (1e-4, True), (2e-4, False), (None, False)])
+def test_a_base_that_was_annealed_and_is_warmed_up_again_is_told(
+    tmp_path: Path, left: float | None, found: bool
+) -> None:
+    (default,) = study(tmp_path, "  []").arms
+    base = replace(default.treatment.base, model={"path": "somewhere"}, lr=left)
+    arm = replace(default, treatment=replace(default.treatment, base=base))
+    warmup = {"shape": "linear", "from": 0.0, "to": 1e-3, "start": 0, "end": 512, "at": "end"}
+    body = {"shape": "linear", "from": 1e-3, "to": 0.0, "start": 512, "end": 1536}
+    told = list(rewarms_annealed_base(arm, Path_([("decay", warmup), ("decay", body)], 1536, [512, 1536])))
+    assert bool(told) is found
+    if found:
+        assert told[0].message.startswith(f"the base was left at a rate of {left:g} and `decay`")
+
+
+LONG = "  - cases: {long: {stages.decay.context: {length: 512, rope: {type: default, theta: 1.0e+5}}}}"
+
+
+def lengths(web: int, math: int) -> dict[str, Any]:
+    """Manifests of two sources of 1,000 tokens, so many of them farther than 128 from their document's start."""
+    return {
+        name: {"train": {"tokens": 1000, "beyond": {"128": count, "1024": 0}}}
+        for name, count in (("web", web), ("math", math))
+    }
+
+
+def unused(folder: Path, items: str, manifests: dict[str, Any], compare: str = "control: default") -> list[Lint]:
+    plan = build_plan(study(folder, items, compare), identities(), sources=manifests)
+    return [item for item in plan.lint if item.code == "context-unused"]
+
+
+def test_a_longer_window_over_short_documents_is_told_with_its_share_weighted_by_the_mixture(tmp_path: Path) -> None:
+    (found,) = unused(tmp_path, LONG, lengths(web=10, math=200))  # 0.9 x 1 % + 0.1 x 20 %
+    assert (found.level, found.arm) == ("warning", "long")
+    assert "window of 512" in found.message and "2.90%" in found.message and "farther than 128" in found.message
+    assert not unused(tmp_path, LONG, lengths(web=40, math=200))  # 5.6 %
+    assert not unused(tmp_path, LONG, lengths(10, 200), "control: default, allow: {long: [context-unused]}")
+
+
+def test_a_window_is_not_called_unused_where_documents_are_joined_or_lengths_not_known(tmp_path: Path) -> None:
+    joined = LONG.replace("length: 512", "length: 512, documents: joined")
+    assert not unused(tmp_path, joined, lengths(0, 0))
+    assert not unused(tmp_path, LONG, {"web": lengths(0, 0)["web"]})
+    assert not unused(tmp_path, LONG, {})
+
+
+def test_from_scratch_the_window_before_the_first_stage_is_the_baselines(tmp_path: Path) -> None:
+    items = "  - cases: {long: {train.context.length: 512}}"
+    (found,) = unused(tmp_path, items, lengths(0, 0))
+    assert found.arm == "long" and "`stable`" in found.message
+
+
+def test_between_listed_lengths_the_share_of_the_shorter_one_counts() -> None:
+    known = Lengths({"web": {0: 1.0, 128: 0.5, 1024: 0.1}})
+    assert [known.share("web", length) for length in (64, 128, 512, 4096)] == [1.0, 0.5, 0.5, 0.1]
+    assert known.share("math", 128) is None
+
+
 def test_every_code_has_a_sentence_and_a_test() -> None:
     tested = {*PLANTED, "unequal-flops", "no-control", "cold-without-warmup", "undeclared-difference"}
-    assert set(CODES) == tested
+    tested |= {"rewarms-annealed-base", "context-unused"}
+    assert set(OF_TREATMENTS) == tested
+    assert set(OF_RESULTS) == TESTED_OF_RESULTS
+    assert set(CODES) == {*OF_TREATMENTS, *OF_RESULTS}

@@ -13,7 +13,7 @@ from harness.plan.schedule import rate, schedule
 from harness.study.errors import Mistake
 from tests.plan.build import BATCH, stage, treatment
 
-DECAYS = ["linear", "cosine", "1-sqrt"]
+DECAYS = ["linear", "cosine", "1-sqrt", "1-square"]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,14 @@ def test_trunks_of_three_lengths_are_one_trunk_cut_where_the_decays_begin() -> N
     assert sum(s.tokens_to - s.tokens_from for s in tree.segments.values()) == (95 + 20 + 10 + 5) * BATCH
 
 
+def test_a_segment_is_worked_on_as_a_path_through_it_says() -> None:
+    """An arm without a decay shares its constant rate with the trunk, and stays constant where it is alone."""
+    decay, steady = treatment(stage("stable", 8), stage("decay", 4, "linear", end=0.0)), treatment(stage("stable", 12))
+    tree = build([path(arm, cuts=[2 * BATCH, 10 * BATCH]) for arm in (decay, steady)])
+    for name, segment in tree.segments.items():
+        assert name in tree.of_run[segment.run]
+
+
 def test_one_schedule_over_all_shares_the_warm_up_only() -> None:
     warmup_then_constant = treatment(stage("stable", 60, warmup=10), stage("decay", 40, "linear", end=0.0))
     stages = tuple(replace(part, lr=None) for part in warmup_then_constant.stages)
@@ -147,6 +155,15 @@ def test_a_name_does_not_depend_on_where_the_path_is_cut(parts: list[tuple[Any, 
     assert set(plain.segments) <= set(cut.segments)
     for name, segment in cut.segments.items():
         assert name == name_at(pieces_of(plan), segment.tokens_to)
+
+
+@settings(max_examples=100)
+@given(st.lists(stages_strategy, min_size=2, max_size=4), st.integers(1, 5))
+def test_the_run_that_a_segment_names_passes_through_it(arms: list[list[tuple[Any, ...]]], every: int) -> None:
+    plans = [made(parts) for parts in arms]
+    paths = [path(plan, cuts=list(range(every * BATCH, plan.tokens, every * BATCH))) for plan in plans]
+    tree = build(paths)
+    assert all(name in tree.of_run[segment.run] for name, segment in tree.segments.items())
 
 
 @settings(max_examples=200)

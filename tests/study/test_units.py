@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.study.units import (
+    Margin,
     TokenCount,
     UnitError,
     parse_every,
+    parse_margin,
     parse_rate,
     parse_share,
     parse_size,
@@ -120,3 +122,17 @@ def test_an_interval_is_read_from_every() -> None:
     every = parse_every("every 1B")
     assert every is not None and every.value == 10**9
     assert parse_every("decay") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "points"),
+    [("0.5pp", 0.005, True), (".5 pp", 0.005, True), (0.01, 0.01, False), (1, 1.0, False)],
+)
+def test_a_margin_in_percentage_points_is_one_of_a_share(written: object, value: float, points: bool) -> None:
+    assert parse_margin(written) == Margin(value, points)
+
+
+@pytest.mark.parametrize("written", [0, "0pp", -1, "-1pp", "0.5%", "pp", True, None, float("inf"), [1]])
+def test_what_is_no_margin_is_refused_with_an_example(written: object) -> None:
+    with pytest.raises(UnitError, match=r"0\.5pp"):
+        parse_margin(written)

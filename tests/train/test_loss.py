@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
-from harness.train.loss import token_losses
+from harness.train.loss import token_losses, token_losses_and_squares
 from tests.train import build
 
 
@@ -64,7 +66,7 @@ def _gradients(rows: int) -> tuple[dict[str, torch.Tensor], float]:
     loop = build.loop(pieces, numerics)
     batch = loop.loader.next()
     labels = int((batch.labels != -100).sum())
-    losses = loop._accumulate_gradients(batch, pieces[0]["science"], labels)
+    losses, _ = loop._accumulate_gradients(batch, pieces[0]["science"], labels)
     assert len(losses) == 8 // rows
     return build.gradients(loop.model), float(torch.cat(losses).sum()) / labels
 
@@ -91,3 +93,31 @@ def test_the_mean_of_micro_batch_means_is_another_loss() -> None:
     naive = build.gradients(loop.model)
     differences = [float((naive[name] - whole[name]).norm() / whole[name].norm()) for name in whole]
     assert max(differences) > 1e-2
+
+
+def test_the_z_loss_and_its_gradient_are_those_of_autograd() -> None:
+    """c mean (log Z)^2 beside cross entropy, written with torch's own functions."""
+    draw = torch.Generator().manual_seed(3)
+    logits = 4 * torch.randn(2, 6, 11, generator=draw)
+    labels = torch.randint(0, 11, (2, 6), generator=draw)
+    labels[0, 2] = labels[1, 5] = -100
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().double().requires_grad_()
+    losses, squares = token_losses_and_squares(ours, labels)
+    (losses.sum() / 10 + 0.05 * squares.sum() / 10).backward()
+    trained = labels != -100
+    expected = torch.logsumexp(theirs, -1)[trained].square()
+    entropy = torch.nn.functional.cross_entropy(theirs[trained], labels[trained], reduction="sum")
+    (entropy / 10 + 0.05 * expected.sum() / 10).backward()
+    torch.testing.assert_close(squares[trained], expected.float())
+    assert squares[~trained].tolist() == [0.0, 0.0]
+    assert torch.equal(losses, token_losses(logits, labels)), "the loss that is reported stays cross entropy"
+    torch.testing.assert_close(ours.grad, theirs.grad.float(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_z_loss_by_hand() -> None:
+    """Logits 0 and log 3: Z = 4, p = (1/4, 3/4); d (log Z)^2 / d logits = 2 log 4 p."""
+    logits = torch.tensor([[[0.0, math.log(3.0)]]], requires_grad=True)
+    _, squares = token_losses_and_squares(logits, torch.tensor([[1]]))
+    squares.sum().backward()
+    assert squares.item() == pytest.approx(math.log(4.0) ** 2, rel=1e-6)
+    assert logits.grad.flatten().tolist() == pytest.approx([0.5 * math.log(4.0), 1.5 * math.log(4.0)], rel=1e-6)

@@ -243,3 +243,19 @@ def test_a_base_without_optimizer_state_starts_cold(tmp_path: Path) -> None:
     (name,) = study.declare([piece(0, BATCH)], [BATCH])
     assert study.train(name).kind == "trained"
     assert (study.state(name).checkpoint(BATCH) / OPTIMIZER).exists()
+
+
+def test_checkpoints_at_multiples_and_the_last_are_kept_and_others_are_not(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path)
+    (name,) = study.declare([piece(0, 7 * BATCH)], [7 * BATCH])
+    study.train(name, checkpoint_every=BATCH, keep=3 * BATCH)
+    assert study.state(name).checkpoint_tokens() == [3 * BATCH, 6 * BATCH, 7 * BATCH]
+
+
+def test_kept_multiples_are_written_without_other_checkpoints_and_at_the_first_update_past_them(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path)
+    (name,) = study.declare([piece(0, 6 * BATCH)], [6 * BATCH])
+    study.train(name, keep=2 * BATCH + BATCH // 2, stop_after_steps=4)
+    study.train(name, keep=2 * BATCH + BATCH // 2)
+    assert study.state(name).checkpoint_tokens() == [3 * BATCH, 5 * BATCH, 6 * BATCH]
+    assert verify(study.state(name).checkpoint(3 * BATCH)).tokens == 3 * BATCH

@@ -7,6 +7,7 @@ numbers are in `treatment.py`. `None` means "not written": whether `null` may be
 
 from harness.study.schema.ablation import MixtureAxis, SeedsSpec
 from harness.study.schema.base import SourceSpec
+from harness.study.schema.controls import ControlSpec, ReproduceSpec
 from harness.study.schema.evaluation import CompareSpec, EvalSpec, HeldOutSpec
 from harness.study.schema.scalars import NULLABLE
 from harness.study.schema.study import ArmSpec, StudySpec, description_of
@@ -15,9 +16,11 @@ __all__ = [
     "NULLABLE",
     "ArmSpec",
     "CompareSpec",
+    "ControlSpec",
     "EvalSpec",
     "HeldOutSpec",
     "MixtureAxis",
+    "ReproduceSpec",
     "SeedsSpec",
     "SourceSpec",
     "StudySpec",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from harness.study import units
-from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Size, choice
+from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Margin, Size, choice
 from harness.study.schema.scalars import Count, Text, Texts
 
 
@@ -21,9 +21,14 @@ NoHeldOut = Annotated[Literal["none"], choice("none"), TEXT]
 
 
 class EvalSpec(Block):
+    later: ClassVar[frozenset[str]] = frozenset({"continuations"})
+
     suites: list[Text] = Field(default_factory=list, description="a list of suites, such as [quickstart@1]")
     tasks: list[Text] = Field(default_factory=list, description="a list of lm-eval task names or paths to task YAML")
-    at: Texts = Field(default_factory=lambda: ["end"], description="a list of base, stage names, end or `every 1B`")
+    at: Texts = Field(
+        default_factory=lambda: ["end"],
+        description="a list of base, stage names, end, ema (the averaged weights at the end) or `every 1B`",
+    )
     max_length: Size | None = Field(None, description="positions, the same for every arm, such as 2048")
     held_out: Annotated[NoHeldOut | Annotated[HeldOutSpec, MAPPING], TEXT_OR_MAPPING] = Field(
         "none", description="a mapping of window, by_position, documents, or none"
@@ -39,17 +44,28 @@ class EvalSpec(Block):
 
     @property
     def labels(self) -> list[str]:
-        """`base`, `end` and the names of stages at whose end is evaluated."""
+        """`base`, `end`, `ema` and the names of stages at whose end is evaluated."""
         return [text for text in self.at if units.parse_every(text) is None]
 
 
 class CompareSpec(Block):
-    later: ClassVar[frozenset[str]] = frozenset({"report_also", "not_worse"})
-
     baseline: Text = Field("default", description="the name of an arm")
     control: Text | None = Field(None, description="the name of an arm")
     equal: Annotated[Literal["tokens", "flops"], choice("tokens", "flops")] = Field(
         "tokens", description="tokens or flops"
     )
     primary: list[Text] = Field(default_factory=list, description="a list of metrics, such as [bpb.web]")
+    not_worse: dict[str, Margin] = Field(
+        default_factory=dict,
+        description="a mapping metric: margin that an arm may lose, such as {base.average: 0.5pp}; a plain number is "
+        "in the metric's own unit",
+    )
+    report_also: Annotated[Literal["tokens", "flops"], choice("tokens", "flops")] | None = Field(
+        None, description="tokens or flops, by which the report shows differences divided as well"
+    )
     allow: dict[str, list[Text]] = Field(default_factory=dict, description="a mapping arm: [lint codes]")
+
+    @field_serializer("not_worse")
+    def _margins(self, margins: dict[str, units.Margin]) -> dict[str, float]:
+        """In the metric's own unit, as plan.json keeps them."""
+        return {metric: margin.value for metric, margin in margins.items()}

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.study.blocks import Block, ExactTokens, Kept, Size, choice
+from harness.study.blocks import Block, Duration, ExactTokens, Kept, Size, choice
 from harness.study.schema.scalars import Count, Positive
 
 
 class LaunchSpec(Block):
-    later: ClassVar[frozenset[str]] = frozenset({"nodes", "gpus", "time", "parallel", "slurm"})
+    later: ClassVar[frozenset[str]] = frozenset({"slurm"})
 
     jobs: Count = Field(1, description="a positive whole number of runs at once")
     threads: Count = Field(1, description="a positive whole number of threads per run")
@@ -20,6 +20,14 @@ class LaunchSpec(Block):
     )
     micro_batch: Size | None = Field(None, description="tokens per forward pass, such as 2^14")
     checkpoint_every: ExactTokens | None = Field(None, description="tokens between checkpoints, or null")
+    nodes: Count = Field(1, description="a positive whole number of machines per run; `ablate run` trains on one")
+    gpus: Count = Field(1, description="a positive whole number of GPUs per machine; `ablate run` trains on one")
+    time: Duration | None = Field(
+        None, description="a run's time on a cluster, such as 12h, 1h30m or 2d; runs on this machine have no limit"
+    )
+    parallel: Count | None = Field(
+        None, description="a positive whole number of runs at once on a cluster; on this machine `jobs` says it"
+    )
 
 
 class BudgetSpec(Block):
@@ -27,4 +35,6 @@ class BudgetSpec(Block):
 
 
 class KeepSpec(Block):
-    checkpoints: Kept = Field("last", description="last or all")
+    checkpoints: Kept = Field(
+        "last", description="last, all, or `every 1B`: the last and the first at or past each multiple"
+    )

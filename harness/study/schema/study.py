@@ -12,6 +12,7 @@ from harness.study.blocks import Tokens as TokensField
 from harness.study.paths import description
 from harness.study.schema.ablation import ItemSpec, SeedsSpec
 from harness.study.schema.base import BaseSpec, SourceSpec
+from harness.study.schema.controls import ControlSpec
 from harness.study.schema.evaluation import CompareSpec, EvalSpec
 from harness.study.schema.execution import BudgetSpec, KeepSpec, LaunchSpec
 from harness.study.schema.scalars import Text, Texts, Unsigned
@@ -20,8 +21,6 @@ from harness.study.schema.training import LrSpec, StageSpec, TrainSpec
 
 class StudySpec(Block):
     """A whole study, after include and `--set`."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"controls"})
 
     schema_version: Literal[1] = Field(alias="schema", description="1, the version of this grammar")
     study: Text = Field(description="the study's name")
@@ -42,8 +41,14 @@ class StudySpec(Block):
         default_factory=list, description="a list of grid, zip, cases, one_at_a_time or mixture items"
     )
     seeds: SeedsSpec = Field(default_factory=SeedsSpec, description="a mapping of init, data, pair, from")
+    controls: list[ControlSpec] = Field(
+        default_factory=list, description="a list of {name, same_as, seeds} or {name, reproduce}"
+    )
     eval: EvalSpec = Field(default_factory=EvalSpec, description="a mapping of suites, at, max_length, held_out")
     compare: CompareSpec = Field(default_factory=CompareSpec, description="a mapping of baseline, control, ...")
+    stale: Annotated[Literal["reuse", "rerun", "refuse"], choice("reuse", "rerun", "refuse")] = Field(
+        "reuse", description="reuse, rerun or refuse what other code has trained"
+    )
     launch: LaunchSpec = Field(default_factory=LaunchSpec, description="a mapping of jobs, threads, device, ...")
     budget: BudgetSpec = Field(default_factory=BudgetSpec, description="a mapping of gpu_hours")
     keep: KeepSpec = Field(default_factory=KeepSpec, description="a mapping of checkpoints")

@@ -17,18 +17,17 @@ from harness.study.blocks import (
     Start,
     TokensOrNone,
     TokensOrRest,
-    Zero,
+    WarmupStart,
     choice,
 )
-from harness.study.schema.scalars import Fraction01, Positive, Unsigned
+from harness.study.schema.scalars import Fraction01, Fraction01Open, Negative, Positive, Unsigned
 
+_SHAPES = ("constant", "linear", "cosine", "exponential", "1-sqrt", "1-square", "inverse-sqrt", "power", "multi-step")
 Shape = Annotated[
-    Literal["constant", "linear", "cosine", "1-sqrt"],
-    choice(
-        *("constant", "linear", "cosine", "1-sqrt"),
-        later=("exponential", "1-square", "inverse-sqrt", "power", "multi-step"),
-    ),
+    Literal["constant", "linear", "cosine", "exponential", "1-sqrt", "1-square", "inverse-sqrt", "power", "multi-step"],
+    choice(*_SHAPES),
 ]
+OptimizerName = Annotated[Literal["adamw", "lion", "muon", "sgd"], choice("adamw", "lion", "muon", "sgd")]
 RopeType = Annotated[Literal["default"], choice("default", later=("linear", "yarn", "llama3", "dynamic"))]
 
 
@@ -54,28 +53,54 @@ class ContextSpec(Block):
 
 
 class LrSpec(Block):
-    shape: Shape | None = Field(None, description="one of constant, linear, cosine, 1-sqrt")
+    shape: Shape | None = Field(None, description=f"one of {', '.join(_SHAPES)}")
     from_: Start | None = Field(
         None,
         alias="from",
-        description="the rate where the shape starts: a number, 0.1x (times optimizer.lr) or base (as base.lr)",
+        description="the rate where the shape starts: a number, 0.1x (times optimizer.lr) or base (as base.lr); "
+        "without it, where the stage before ended, and optimizer.lr in the first stage",
     )
     to: RateOrTimes | None = Field(
         None, description="the rate where the shape ends: a number or 0.1x (times optimizer.lr)"
     )
-    warmup: TokensOrNone | None = Field(None, description="tokens of linear warm-up from 0, such as ~50M")
+    warmup: TokensOrNone | None = Field(
+        None, description="tokens of linear warm-up in front of the shape, from 0 or warmup_from, such as ~50M"
+    )
+    warmup_from: WarmupStart | None = Field(
+        None,
+        description="the rate where the warm-up starts: a number, 0.1x (times optimizer.lr), base (as base.lr) or "
+        "previous (where the stage before ended); 0 without it",
+    )
+    exponent: Negative | None = Field(None, description="a number below 0, for power: -0.51 without it")
+    milestones: Annotated[list[Share], Field(min_length=1)] | None = Field(
+        None, description="a list of fractions of the schedule, for multi-step: [0.8, 0.9] without it"
+    )
+    factors: Annotated[list[Positive], Field(min_length=1)] | None = Field(
+        None,
+        description="a list of positive numbers, one a milestone, times the rate where the shape starts, for "
+        "multi-step: [0.316, 0.1] without it",
+    )
 
 
 class OptimizerSpec(Block):
-    name: Annotated[Literal["adamw"], choice("adamw")] | None = Field(None, description="adamw")
+    name: OptimizerName | None = Field(None, description="one of adamw, lion, muon, sgd")
     lr: Positive | None = Field(None, description="the peak learning rate, such as 3e-4")
     betas: Annotated[list[Fraction01], Field(min_length=2, max_length=2)] | None = Field(
-        None, description="two numbers from 0 to below 1, such as [0.9, 0.95]"
+        None, description="two numbers from 0 to below 1, such as [0.9, 0.95] (adamw, lion, muon)"
     )
-    eps: Positive | None = Field(None, description="a positive number, such as 1e-8")
+    eps: Positive | None = Field(None, description="a positive number, such as 1e-8 (adamw, muon)")
+    momentum: Fraction01 | None = Field(None, description="a number from 0 to below 1, such as 0.95 (muon, sgd)")
     weight_decay: Unsigned | None = Field(None, description="a number from 0, such as 0.1")
+    decay_embeddings: bool | None = Field(None, description="true, or false for no weight decay on embeddings")
     clip: Positive | None = Field(None, description="the largest gradient norm, or null for no clipping")
-    z_loss: Zero = Field(0.0, description="0")
+    z_loss: Unsigned | None = Field(
+        None, description="the weight of the squared log normalizer in the loss, such as 1e-5, or 0 for none"
+    )
+    ema: Fraction01Open | None = Field(
+        None,
+        description="the decay per update of a moving average of the weights, above 0 and below 1, such as 0.999, or "
+        "null for none; `eval.at: [ema]` evaluates it",
+    )
 
 
 class TrainSpec(Block):
@@ -84,11 +109,13 @@ class TrainSpec(Block):
     batch_tokens: Size | None = Field(None, description="tokens per optimizer step, such as 2^19")
     mixture: dict[str, Share] | None = Field(None, description="a mapping source: share, shares summing to 1")
     context: ContextSpec | None = Field(None, description="a mapping of length, rope, documents, packing")
-    lr: LrSpec | None = Field(None, description="a mapping of shape, from, to, warmup")
+    lr: LrSpec | None = Field(None, description="a mapping of shape, from, to, warmup and what the shape takes")
     precision: Annotated[Literal["fp32", "bf16-mixed"], choice("fp32", "bf16-mixed")] | None = Field(
         None, description="fp32 or bf16-mixed"
     )
-    optimizer: OptimizerSpec | None = Field(None, description="a mapping of name, lr, betas, eps, weight_decay, clip")
+    optimizer: OptimizerSpec | None = Field(
+        None, description="a mapping of name, lr, weight_decay, clip and what the optimizer takes"
+    )
 
 
 class StageSpec(TrainSpec):

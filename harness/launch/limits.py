@@ -1,0 +1,26 @@
+"""What a study's `launch` asks of the machines, against what `ablate run` does on this one."""
+
+from __future__ import annotations
+
+from harness.study.errors import UserError
+from harness.study.schema.execution import LaunchSpec
+
+FOR_A_CLUSTER = ("time", "parallel")
+
+
+def check_here(launch: LaunchSpec) -> str | None:
+    """One line on the keys that only a cluster needs; None where the study has none of them.
+
+    Raises UserError for what this machine's executors cannot do: a run trains in one process on one device.
+    """
+    for key, what in (("nodes", "machines"), ("gpus", "GPUs")):
+        value = getattr(launch, key)
+        if value > 1:
+            raise UserError(
+                f"launch.{key} is {value}, and a run on several {what} is not supported yet: `ablate run` trains each "
+                f"run on one. To do that, add --set launch.{key}=1."
+            )
+    idle = [f"launch.{key}" for key in FOR_A_CLUSTER if getattr(launch, key) is not None]
+    if not idle:
+        return None
+    return f"{' and '.join(idle)}: for a cluster, without effect here, where launch.jobs says how many run at once"

@@ -1,0 +1,62 @@
+"""What a study compares is measured by its tasks, or refused before anything is trained, with the nearest name."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from harness.evals.measured import check_measured, measures
+from harness.evals.settings import EvalSettings, EvalTask
+from harness.evals.suites import resolve_tasks
+from harness.study.errors import UserError
+from harness.study.schema import EvalSpec
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[EvalTask]:
+    with pytest.MonkeyPatch.context() as patch:
+        find = importlib.util.find_spec
+        patch.setattr(importlib.util, "find_spec", lambda name: find(name) or name)
+        suites = ["quickstart@1", "base@1", "math@1", "long@1"]
+        return resolve_tasks(EvalSpec.model_validate({"suites": suites}), {}, EvalSettings(max_length=64))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "math.gsm8k.correct_prob",
+        "math.gsm8k.exact_match,flexible-extract",
+        "math.minerva_math500.math_verify",
+        "base.hellaswag.acc_norm",
+        "base.lambada_openai.bits_per_byte",
+        "base.average",
+        "long.average",
+        "long.needle_8k.correct_prob",
+        "quickstart.repeated_passage.bits_per_byte",
+        "bpb.web",
+    ],
+)
+def test_what_a_task_measures_can_be_compared(metric: str, tasks: list[EvalTask]) -> None:
+    check_measured([metric], tasks)
+
+
+@pytest.mark.parametrize(
+    ("metric", "near"),
+    [
+        ("math.gsm9k.correct_prob", "math.gsm8k.correct_prob"),
+        ("math.gsm8k.correct_probb", "math.gsm8k.correct_prob"),
+        ("math.gsm8k.exact_match", "math.gsm8k.exact_match,"),
+        ("long.needle_64k.acc", "long.needle_4k.acc"),
+        ("quickstart.arithmetic.bits_per_byte", "quickstart.arithmetic"),
+    ],
+)
+def test_what_no_task_measures_is_refused_with_the_nearest_name(metric: str, near: str, tasks: list[EvalTask]) -> None:
+    with pytest.raises(UserError, match="compare: ") as caught:
+        check_measured([metric], tasks)
+    assert near in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_headline_of_a_suite_is_among_what_its_task_measures(tasks: list[EvalTask]) -> None:
+    for task in tasks:
+        assert task.headline in measures(task)
