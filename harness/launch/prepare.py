@@ -11,8 +11,9 @@ from harness.launch.controls import hold
 from harness.launch.items import items_of
 from harness.launch.observe import Seen, observe
 from harness.launch.resolve import Resolved, evaluation_tasks, known, lacks_origin, resolve
+from harness.plan.cost import shape_of
 from harness.plan.observed import TaskRef
-from harness.plan.plan import Plan, build_plan
+from harness.plan.plan import Plan, PlanRun, build_plan
 from harness.store.layout import Folder
 from harness.study.errors import Mistake
 
@@ -53,8 +54,10 @@ def folder_of(study: Study, chosen: Path | None) -> Folder:
 
 
 def planned(study: Study, folder: Folder, share: bool = True) -> Prepared:
-    """The plan with what the folder's manifests say. Reads no weights and no data."""
-    return _prepared(study, folder, known(study, folder), share)
+    """The plan with what the folder's manifests say. Reads no weights and no data. Raises UserError for a shortage."""
+    prepared = _prepared(study, folder, known(study, folder), share)
+    check_shortage(prepared)
+    return prepared
 
 
 def resolved_plan(study: Study, folder: Folder, share: bool, note: Callable[[str], None]) -> Prepared:
@@ -81,22 +84,73 @@ def again(prepared: Prepared, share: bool) -> Prepared:
 
 
 def _prepared(study: Study, folder: Folder, resolved: Resolved, share: bool) -> Prepared:
+    study = _at_cost(study, resolved)
     tasks = evaluation_tasks(study, resolved)
     references = [TaskRef(task.suite, task.task, task.kind, task.key, task.headline) for task in tasks]
     seen = observe(folder)
-    try:
-        plan = build_plan(study, resolved.identities, resolved.base, references, seen.observed, share, resolved.sources)
-    except Mistake as mistake:
-        raise study.error(mistake) from None
+
+    def plan_of(study: Study) -> Plan:
+        found, sources = resolved.identities, resolved.sources
+        try:
+            return build_plan(study, found, resolved.base, references, seen.observed, share, sources)
+        except Mistake as mistake:
+            raise study.error(mistake) from None
+
+    plan = plan_of(study)
+    over = _to_drop(plan, resolved)
+    if over:
+        from harness.study.study import without
+
+        study = without(study, over)
+        plan = plan_of(study)
     return Prepared(study, folder, resolved, tasks, Seen(plan.observed, seen.damage), plan, hold(plan, folder))
+
+
+def _at_cost(study: Study, resolved: Resolved) -> Study:
+    """The study with the lengths that `flops_of` asks for, where the model is known."""
+    if not study.unsolved:
+        return study
+    from harness.study.study import at_cost
+
+    shape = shape_of(resolved.base, study.arms[0].treatment.base.model.get("config"))
+    return study if shape is None else at_cost(study, shape.flops_per_token)
 
 
 def check_shortage(prepared: Prepared) -> None:
     """Raise UserError when a run that must be trained asks a source for more epochs than it may be used."""
     from harness.data import check_demand
 
-    caps: dict[str, Any] = {name: source.max_epochs for name, source in prepared.study.spec.sources.items()}
-    for run in prepared.plan.runs:
+    caps, pools = _caps(prepared.study, prepared.resolved)
+    for run in prepared.plan.runs if caps else ():
         if any(prepared.plan.segments[name].needed for name in run.path):
-            pieces = [piece.as_json(seed) for piece, seed in zip(run.pieces, run.data_seeds, strict=True)]
-            check_demand(pieces, prepared.pools, caps, run.name)
+            check_demand(_pieces(run), pools, caps, run.name)
+
+
+def _to_drop(plan: Plan, resolved: Resolved) -> dict[str, str]:
+    """Arms that serve a source more often than its `max_epochs` and may be left out (`over: drop`), and why."""
+    study = plan.study
+    droppable = {name for name, candidate in study.candidates.items() if candidate.drop}
+    caps, pools = _caps(study, resolved)
+    if not droppable or not caps:
+        return {}
+    from harness.data.demand import shortages
+
+    names = {arm.name: arm.same_as or arm.name for arm in plan.arms}
+    first = {run.arm: run for run in reversed(plan.runs)}
+    over = {}
+    for arm in (arm.name for arm in study.arms if arm.name in droppable):
+        found = shortages(_pieces(first[names[arm]]), pools, caps)
+        if found:
+            over[arm] = "; ".join(map(str, found))
+    return over
+
+
+def _caps(study: Study, resolved: Resolved) -> tuple[dict[str, Any], dict[str, int]]:
+    """`max_epochs` of the resolved sources that have one, and the training tokens of every resolved source."""
+    pools = {name: int(manifest["train"]["tokens"]) for name, manifest in resolved.sources.items()}
+    caps = {name: source.max_epochs for name, source in study.spec.sources.items() if name in pools}
+    return {name: cap for name, cap in caps.items() if cap is not None}, pools
+
+
+def _pieces(run: PlanRun) -> list[dict[str, Any]]:
+    return [piece.as_json(seed) for piece, seed in zip(run.pieces, run.data_seeds, strict=True)]

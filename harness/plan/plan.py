@@ -111,6 +111,11 @@ class Plan:
         """`base`, `train` or `merge`."""
         return "base" if state in self.bases else self.segments[state].kind
 
+    @property
+    def unresolved(self) -> list[str]:
+        """Names of what has no manifest yet, and of the arms whose length waits for the model (`flops_of`)."""
+        return [*self.identities.unresolved, *(f"the length of {arm}" for arm in self.study.unsolved)]
+
     def segment_json(self, segment_id: str) -> dict[str, Any]:
         """`segment.json` of a segment or a base state: all that its job needs to know of the path."""
         if segment_id in self.bases:
@@ -213,7 +218,7 @@ class Plan:
             ],
             "totals": self.totals,
             "lint": [vars(item) for item in self.lint],
-            "unresolved": self.identities.unresolved,
+            "unresolved": self.unresolved,
             "tasks": [
                 {"suite": t.suite, "task": t.task, "kind": t.kind, "key": t.key, "headline": t.headline}
                 for t in self.tasks
@@ -223,6 +228,7 @@ class Plan:
             "compare": spec.compare.model_dump(mode="json"),
             "eval": spec.eval.model_dump(mode="json"),
             "orphans": self.orphans,
+            "dropped": [{"arm": arm, "why": why} for arm, why in self.study.dropped.items()],
             "controls": [control.to_json() for control in self.study.controls],
             "held": [{"arm": arm, "reason": reason} for arm, reason in self.held.items()],
         }
@@ -382,9 +388,16 @@ def _evals(study: Study, plan: Plan, observed: Observed) -> list[PlanEval]:
             seen = observed.states.get(point.state)
             weights = seen.weights if seen is not None and seen.outcome == "trained" else None
             for task in plan.tasks:
+                if task.for_reading and not (point.label == END and _is_read(study, run)):
+                    continue
                 done = weights is not None and (weights, task.key) in observed.evaluations
                 evals.append(PlanEval(run.name, point.label, point.state, task, done))
     return evals
+
+
+def _is_read(study: Study, run: PlanRun) -> bool:
+    """Whether what the run's model writes is wanted: one run an arm, none of an arm that checks the study itself."""
+    return run.seeds.name == study.seed_sets[0].name and run.arm not in study.control_names
 
 
 def _path_flops(runs: Sequence[PlanRun], shape: cost.ModelShape) -> dict[str, int]:

@@ -61,8 +61,8 @@ def _head(plan: Plan, width: int) -> str:
     lines = [f"study {spec.study}: {len(plan.arms)} arms, {len(plan.runs)} runs, {len(plan.segments)} segments"]
     if spec.question:
         lines += textwrap.wrap(spec.question, width, initial_indent="  ", subsequent_indent="  ")
-    if plan.identities.unresolved:
-        what = ", ".join(plan.identities.unresolved)
+    if plan.unresolved:
+        what = ", ".join(plan.unresolved)
         lines += textwrap.wrap(f"unresolved (no manifest yet, `ablate run` makes it): {what}", width)
     lines += [line for note in plan.study.notes for line in textwrap.wrap(note, width, subsequent_indent="  ")]
     return "\n".join(lines)

@@ -1,56 +1,55 @@
 """The items of `ablate` become arms: each a name and changes, the items a union.
 
-A name is a function of the arm's own changes: `decay.lr.shape=linear` for a change at a path (without `stages.`),
-`math=0.3` for a mixture axis, joined with commas in the order of the paths. So an axis or an item that is added
-renames nobody, and the order in which axes are written does not matter. Cases are named by the user.
+A name is a function of the arm's own changes and aliases: `decay.lr.shape=linear` for a change at a path (without
+`stages.`), `math=0.3` for a mixture axis, `len=8192` under an alias, joined with commas in the order of the paths. So
+an axis or an item that is added renames nobody, and the order in which axes are written does not matter. Cases are
+named by the user.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
+from harness.study.axes import (
+    Axis,
+    Change,
+    check_alias,
+    check_apart,
+    mixture_axis,
+    path_axis,
+    read_axis,
+    read_change,
+    stage_mixture,
+    value_text,
+)
+from harness.study.conditions import chosen, crossed
 from harness.study.errors import Mistake, nearest
-from harness.study.merge import inherit
 from harness.study.mixtures import absorb
-from harness.study.paths import Path, dotted, find_path
-from harness.study.schema import ArmSpec, MixtureAxis
-from harness.study.units import kind
-from harness.study.validate import validate
+from harness.study.paths import Path, dotted
+from harness.study.schema import ITEM_KINDS
+from harness.study.units import kind, parse_share
 
 DEFAULT = "default"  # the arm that is the unmodified study
 LONGEST_NAME = 100
-KINDS = ("grid", "zip", "cases", "one_at_a_time", "mixture")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One change of an arm: `value` at `path` (`dotted` as text). `label` is its part of the arm's name.
-
-    written: what the user calls it, a path or the source of a mixture axis; level: the value that the user wrote.
-    origin: the path in the document where the value was written.
-    """
-
-    path: tuple[str, ...]
-    dotted: str
-    value: Any
-    label: str
-    written: str
-    level: Any
-    origin: Path
+CHOOSES = ("exclude", "when")  # rows of a grid or zip
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An arm before it is resolved. `changes` are in the order in which they are applied."""
+    """An arm before it is resolved. `changes` are in the order in which they are applied.
+
+    drop: whether the arm is left out, instead of refused, where it serves a source more often than its `max_epochs`.
+    """
 
     name: str
     changes: tuple[Change, ...]
     origin: Path
+    drop: bool = False
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -59,7 +58,7 @@ class Candidate:
 
     @property
     def levels(self) -> dict[str, Any]:
-        """What the user calls it → level: the source of a mixture axis or a path."""
+        """What the user calls it → level: an alias, the sources of a mixture axis, or a path."""
         return {change.written: change.level for change in self.changes}
 
 
@@ -82,67 +81,84 @@ def expand(document: Mapping[str, Any]) -> list[Candidate]:
 
 
 def _item(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
-    kinds = [key for key in KINDS if key in item]
+    kinds = [key for key in ITEM_KINDS if key in item]
     if len(kinds) != 1:
-        raise Mistake(origin, f"holds {' and '.join(kinds) or 'no axis'}; expected one of {', '.join(KINDS)}")
+        raise Mistake(origin, f"holds {' and '.join(kinds) or 'no axis'}; expected one of {', '.join(ITEM_KINDS)}")
     name = kinds[0]
-    if "exclude" in item and name != "grid":
-        raise Mistake((*origin, "exclude"), f"belongs to a grid, not to `{name}`; expected it in one", at_key=True)
-    where = (*origin, name)
-    if name == "cases":
-        return _cases(document, item[name], where)
-    if name == "one_at_a_time":
-        axes = [_path_axis(document, path, values, (*where, path)) for path, values in item[name].items()]
-        return _named((change,) for axis in axes for change in axis)
-    if name == "mixture":
-        return _named((change,) for change in _mixture_axis(document, item[name], where))
-    axes = [_axis(document, axis, (*where, index)) for index, axis in enumerate(item[name])]
-    _check_apart([axis[0] for axis in axes])
-    if name == "zip":
-        return _zip(axes, where)
-    return _grid(axes, item.get("exclude", []), (*origin, "exclude"))
+    for key in CHOOSES:
+        if key in item and name not in ("grid", "zip"):
+            message = f"belongs to a grid or zip, not to `{name}`; expected it in one"
+            raise Mistake((*origin, key), message, at_key=True)
+    if "as" in item and name != "zip":
+        message = f"names the rows of a zip, not of `{name}`; expected it beside the path of an axis"
+        raise Mistake((*origin, "as"), message, at_key=True)
+    arms = _READERS[name](document, item, origin)
+    if item.get("over") == "drop":
+        return (replace(arm, drop=True) for arm in arms)
+    return arms
 
 
-def _grid(axes: list[list[Change]], excluded: Sequence[Any], origin: Path) -> Iterator[Candidate]:
-    rules = [_rule(axes, rule, (*origin, index)) for index, rule in enumerate(excluded)]
-    combinations: Iterator[tuple[Change, ...]] = itertools.product(*axes)
-    if rules:
-        combinations = (row for row in combinations if not any(_matches(row, rule) for rule in rules))
-    return _named(combinations)
+def _grid(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
+    axes = _axes(document, item["grid"], (*origin, "grid"))
+    rows: Iterable[tuple[Change, ...]] = crossed(axes)
+    if any(key in item for key in CHOOSES):
+        rows = chosen(rows, item, {axis.written: axis.levels for axis in axes}, origin)
+    return _named(rows)
 
 
-def _zip(axes: list[list[Change]], origin: Path) -> Iterator[Candidate]:
-    lengths = [len(axis) for axis in axes]
+def _zip(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
+    where = (*origin, "zip")
+    axes = _axes(document, item["zip"], where)
+    for axis in axes:
+        if axis.when is not None:
+            raise Mistake(axis.origin, "is for the axes of a grid, and those of a zip go together; expected no `when`", at_key=True)
+    lengths = [len(axis.changes) for axis in axes]
     if len(set(lengths)) > 1:
-        raise Mistake(origin, f"its axes have {', '.join(map(str, lengths))} values; expected equally many")
-    return _named(zip(*axes, strict=True))
+        raise Mistake(where, f"its axes have {', '.join(map(str, lengths))} values; expected equally many")
+    rows: Iterable[tuple[Change, ...]] = list(zip(*(axis.changes for axis in axes), strict=True))
+    levels = {axis.written: axis.levels for axis in axes}
+    if "as" in item:
+        rows = _under_one_name(document, rows, item["as"], (*origin, "as"))
+        levels = {item["as"]: axes[0].levels} | {axis.written: axis.levels for axis in axes[1:]}
+    if any(key in item for key in CHOOSES):
+        rows = chosen(rows, item, levels, origin)
+    return _named(rows)
 
 
-def _rule(axes: list[list[Change]], rule: Mapping[str, Any], origin: Path) -> Mapping[str, Any]:
-    """An entry of `exclude`, checked: a rule that never matches would be accepted and ignored."""
-    levels = {axis[0].written: [change.level for change in axis] for axis in axes}
-    if not rule:
-        raise Mistake(origin, "is empty and would exclude every arm; expected {path or source: value}")
-    for name, value in rule.items():
-        if name not in levels:
-            raise Mistake(
-                (*origin, name), f"`{name}` is not an axis of this grid; {nearest(name, levels)}", at_key=True
+def _under_one_name(
+    document: Mapping[str, Any], rows: Iterable[tuple[Change, ...]], name: Any, origin: Path
+) -> list[tuple[Change, ...]]:
+    """Rows of a zip named by the level of their first axis."""
+    check_alias(document, name, origin)
+    renamed = []
+    for first, *others in rows:
+        if isinstance(first.level, Mapping):
+            message = (
+                f"is {kind(first.level)}, which cannot name an arm; expected plain values in the first axis of the zip"
             )
-        if value not in levels[name]:
-            shown = ", ".join(map(str, levels[name]))
-            raise Mistake((*origin, name), f"{value} is not among the values of its axis; expected one of {shown}")
-    return rule
+            raise Mistake(first.origin, message)
+        named = replace(first, label=f"{name}={value_text(first.level)}", written=name)
+        renamed.append((named, *[replace(other, label="") for other in others]))
+    return renamed
 
 
-def _matches(row: Sequence[Change], rule: Mapping[str, Any]) -> bool:
-    return all(change.written not in rule or bool(rule[change.written] == change.level) for change in row)
+def _axes(document: Mapping[str, Any], written: Sequence[Mapping[str, Any]], origin: Path) -> list[Axis]:
+    axes = [read_axis(document, axis, (*origin, index)) for index, axis in enumerate(written)]
+    check_apart([axis.changes[0] for axis in axes])
+    names: set[str] = set()
+    for axis in axes:
+        if axis.written in names:
+            raise Mistake(axis.changes[0].origin, f"two axes are called `{axis.written}`; expected a name for each")
+        names.add(axis.written)
+    return axes
 
 
 def _named(rows: Iterable[tuple[Change, ...]]) -> Iterator[Candidate]:
     for row in rows:
         by_path = row if len(row) == 1 else sorted(row, key=_by_path)
         applied = tuple(sorted(by_path, key=_applied))
-        yield Candidate(arm_name(",".join([change.label for change in by_path])), applied, row[0].origin)
+        label = ",".join([change.label for change in by_path if change.label])
+        yield Candidate(arm_name(label), applied, row[0].origin, any(change.drop for change in row))
 
 
 def _applied(change: Change) -> tuple[bool, int]:
@@ -154,120 +170,120 @@ def _by_path(change: Change) -> tuple[str, ...]:
     return change.path
 
 
-def _cases(document: Mapping[str, Any], cases: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
-    for name, changes in cases.items():
-        where = (*origin, name)
+def _cases(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
+    for name, changes in item["cases"].items():
+        where = (*origin, "cases", name)
         if not changes:
             raise Mistake(where, "changes nothing, so it would be `default` again; expected {path: value}")
-        read = [_change(document, path, value, (*where, path), name) for path, value in changes.items()]
-        _check_apart(read)
-        yield Candidate(name, tuple(sorted(read, key=_applied)), where)
+        yield Candidate(name, _together(document, changes, where, name), where)
 
 
-def _axis(document: Mapping[str, Any], axis: Mapping[str, Any], origin: Path) -> list[Change]:
-    if len(axis) != 1:
-        raise Mistake(origin, f"holds {len(axis)} entries; expected one axis, path: [values] or mixture: {{...}}")
-    path, values = next(iter(axis.items()))
-    if path == "mixture":
-        return _mixture_axis(document, values, (*origin, path))
-    return _path_axis(document, path, values, (*origin, path))
+def _together(document: Mapping[str, Any], changes: Mapping[str, Any], where: Path, name: str) -> tuple[Change, ...]:
+    """Several changes of one arm, in the order in which they are applied."""
+    read = [read_change(document, path, value, (*where, path), name) for path, value in changes.items()]
+    check_apart(read)
+    return tuple(sorted(read, key=_applied))
 
 
-def _path_axis(document: Mapping[str, Any], path: str, values: Any, origin: Path) -> list[Change]:
-    if not isinstance(values, list) or not values:
-        found = "an empty list" if isinstance(values, list) else kind(values)
-        raise Mistake(origin, f"is {found}; expected a list of values")
-    return [_change(document, path, value, (*origin, index)) for index, value in enumerate(values)]
+def _one_at_a_time(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
+    where = (*origin, "one_at_a_time")
+    axes = [path_axis(document, path, values, (*where, path)) for path, values in item["one_at_a_time"].items()]
+    return _named((change,) for axis in axes for change in axis)
 
 
-def _change(document: Mapping[str, Any], written: str, value: Any, origin: Path, case: str = "") -> Change:
-    """A change at a path, checked by itself: the path is known and the value is one that may stand there."""
-    at_path = origin if case else origin[:-1]
-    path = _arm_path(document, written, at_path)
-    label = ",".join(_labels(path, value))
-    nested = value
-    for key in reversed(path):
-        nested = {key: nested}
-    try:
-        validate(ArmSpec, nested)
-        _check_stages(document, nested)
-    except Mistake as mistake:
-        inner = mistake.path[len(path) :]
-        arm = f"arm `{case}`" if case else f"arms with `{label}`"
-        raise Mistake((*origin, *inner), f"in {arm}, {mistake.message}", mistake.at_key and bool(inner)) from None
-    return Change(path, dotted(path), value, label, dotted(path), value, origin)
+def _mixture(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
+    axis = mixture_axis(document, item["mixture"], (*origin, "mixture"))
+    if axis.when is not None:
+        raise Mistake(axis.origin, "has no other axis to look at here; expected it in a grid", at_key=True)
+    return _named((change,) for change in axis.changes)
 
 
-def _arm_path(document: Mapping[str, Any], written: str, origin: Path) -> tuple[str, ...]:
-    first = written.partition(".")[0]
-    if first not in ArmSpec.names():
-        said = f"an arm cannot change `{first}`, which is the same for every arm"
-        raise Mistake(origin, f"{said}; {nearest(first, ArmSpec.names())}", at_key=True)
-    try:
-        return find_path(written, ArmSpec, document)
-    except Mistake as mistake:
-        raise Mistake(origin, mistake.message, at_key=True) from None
+def _add_one(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
+    """Each change alone, or each source at its share in an otherwise unchanged mixture."""
+    block, where = item["add_one"], (*origin, "add_one")
+    if _form(block, where, ("of", "values", "absorb")) == "changes":
+        changes = block["changes"].items()
+        return _named((read_change(document, path, value, (*where, "changes", path), path),) for path, value in changes)
+    values = {name: parse_share(share) for name, share in block["values"].items()}
+    return _of_mixture(document, block, values, where, lambda name: f"{name}={value_text(block['values'][name])}")
 
 
-def _check_stages(document: Mapping[str, Any], nested: Mapping[str, Any]) -> None:
-    for name in nested.get("stages", {}):
-        if name not in document["stages"]:
-            raise Mistake(("stages", name), f"there is no stage `{name}`; {nearest(name, document['stages'])}")
+def _leave_one_out(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
+    """All changes but each in turn, after the arm that has them all; or a mixture without each of its sources."""
+    block, where = item["leave_one_out"], (*origin, "leave_one_out")
+    if _form(block, where, ("of", "absorb")) == "changes":
+        return _all_but_one(document, block["changes"], (*where, "changes"), block.get("over") == "drop")
+    mixture = stage_mixture(document, _stage_of(block["of"], where), (*where, "of"))
+    names = [name for name, share in mixture.items() if parse_share(share) and name != block["absorb"]]
+    if len(names) + (block["absorb"] in mixture) < 2:
+        raise Mistake((*where, "of"), "has one source, which cannot be left out; expected a mixture of several")
+    return _of_mixture(document, block, dict.fromkeys(names, Fraction(0)), where, lambda name: f"without-{name}")
 
 
-def _check_apart(changes: Sequence[Change]) -> None:
-    """Two changes of one arm at the same path, or two that set one mixture, would hide each other."""
-    seen: dict[tuple[str, ...], Change] = {}
-    for change in changes:
-        if change.path in seen:
-            raise Mistake(change.origin, f"`{change.dotted}` is changed twice in one arm; expected it once")
-        seen[change.path] = change
-    for change in changes:
-        if change.written == change.dotted:
-            continue  # not a mixture axis
-        for other in changes:
-            own = other.path[: len(change.path)] == change.path or change.path[: len(other.path)] == other.path
-            if other is not change and (own or other.path == ("train",) or other.path[:2] == ("train", "mixture")):
-                raise Mistake(change.origin, f"`{other.written}` changes the same mixture; expected one of the two")
+def _all_but_one(
+    document: Mapping[str, Any], changes: Mapping[str, Any], where: Path, drop: bool
+) -> Iterator[Candidate]:
+    every = _together(document, changes, where, "leave_one_out")
+    yield replace(next(_named([every])), drop=drop)
+    for left_out in every:
+        rest = tuple(change for change in every if change is not left_out)
+        yield Candidate(arm_name(f"without-{left_out.label}"), rest, left_out.origin, drop)
 
 
-def _mixture_axis(document: Mapping[str, Any], values: Any, origin: Path) -> list[Change]:
-    if not isinstance(values, Mapping):
-        raise Mistake(origin, f"is {kind(values)}; expected {{stage, vary, values, absorb}}")
-    try:
-        axis = validate(MixtureAxis, values)
-    except Mistake as mistake:
-        raise Mistake((*origin, *mistake.path), mistake.message, mistake.at_key) from None
-    if axis.stage not in document["stages"]:
-        raise Mistake(
-            (*origin, "stage"), f"there is no stage `{axis.stage}`; {nearest(axis.stage, document['stages'])}"
-        )
-    mixture = inherit(document.get("train", {}), document["stages"][axis.stage]).get("mixture")
-    if mixture is None:
-        raise Mistake((*origin, "stage"), f"the stage `{axis.stage}` has no mixture; expected one that can be varied")
-    path = ("stages", axis.stage, "mixture")
-    return [
-        Change(path, dotted(path), mixed, f"{axis.vary}={_value(level)}", axis.vary, level, (*origin, "values", index))
-        for index, (level, mixed) in enumerate(
-            zip(values["values"], absorb(mixture, axis, list(document["sources"]), origin), strict=True)
-        )
-    ]
+def _form(block: Mapping[str, Any], where: Path, of_mixture: tuple[str, ...]) -> str:
+    """`changes`, or `of` with everything that belongs to it. Raises Mistake."""
+    if ("changes" in block) == ("of" in block):
+        both = "holds `of` and `changes`" if "of" in block else "says neither `of` nor `changes`"
+        raise Mistake(where, f"{both}; expected one of them")
+    form = "changes" if "changes" in block else "of"
+    for key in of_mixture:
+        if form == "changes" and key in block:
+            raise Mistake((*where, key), f"belongs to `of`, not to `changes`; expected no `{key}`", at_key=True)
+        if form == "of" and key not in block:
+            raise Mistake((*where, key), f"is missing beside `of`; expected {', '.join(of_mixture)}")
+    return form
 
 
-def _labels(path: tuple[str, ...], value: Any) -> list[str]:
-    if isinstance(value, Mapping) and value:
-        return [label for key, inner in value.items() for label in _labels((*path, key), inner)]
-    shown = path[1:] if path[0] == "stages" else path
-    return [f"{'.'.join(shown)}={_value(value)}"]
+def _stage_of(path: str, where: Path) -> str:
+    first, _, rest = path.partition(".")
+    stage = rest.removesuffix(".mixture")
+    if first != "stages" or not rest.endswith(".mixture") or not stage:
+        message = f"`{path}` is not the mixture of a stage; expected stages.NAME.mixture"
+        raise Mistake((*where, "of"), message)
+    return stage
 
 
-def _value(value: Any) -> str:
-    """A value in a name: as written, a float without a trailing `.0`, a list joined with `+`."""
-    if isinstance(value, list):
-        return "+".join(map(_value, value))
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+def _of_mixture(
+    document: Mapping[str, Any],
+    block: Mapping[str, Any],
+    values: Mapping[str, Fraction],
+    where: Path,
+    label: Callable[[str], str],
+) -> Iterator[Candidate]:
+    """One arm a source: its share is set, `absorb` takes or gives the difference."""
+    stage = _stage_of(block["of"], where)
+    mixture, path = stage_mixture(document, stage, (*where, "of")), ("stages", stage, "mixture")
+    sources, drop = list(document["sources"]), block.get("over") == "drop"
+    for name, share in values.items():
+        if name not in sources:
+            message = f"there is no source `{name}`; {nearest(name, sources)}"
+            raise Mistake((*where, "values", name), message, at_key=True)
+        place = (*where, "values", name) if "values" in block else (*where, "of")
+        shares = absorb(mixture, name, [share], block["absorb"], sources, where, [place])[0]
+        level = block["values"][name] if "values" in block else 0
+        change = Change(path, dotted(path), shares, label(name), name, level, place, drop)
+        yield next(_named([(change,)]))
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any], Path], Iterator[Candidate]]] = {
+    "grid": _grid,
+    "zip": _zip,
+    "cases": _cases,
+    "one_at_a_time": _one_at_a_time,
+    "add_one": _add_one,
+    "leave_one_out": _leave_one_out,
+    "mixture": _mixture,
+}
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]")

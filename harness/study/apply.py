@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.study.algebra import Change
+from harness.study.axes import Change
 from harness.study.merge import change
 
 

@@ -111,11 +111,13 @@ def _count(value: Any, least: int) -> units.TokenCount:
     return count
 
 
-def _tokens_or_rest(value: Any) -> units.TokenCount | Literal["rest"]:
+def _tokens_or_rest(value: Any) -> units.TokenCount | units.FlopsOf | Literal["rest"]:
     if value == "rest":
         return "rest"
-    if isinstance(value, dict) and "flops_of" in value:
-        raise not_yet("flops_of")
+    if isinstance(value, dict):
+        if set(value) != {"flops_of"} or not isinstance(value["flops_of"], str):
+            raise UnitError("is a mapping; expected a count of tokens such as 10B, rest, or {flops_of: ARM}")
+        return units.FlopsOf(value["flops_of"])
     try:
         return _count(value, 1)
     except UnitError as error:
@@ -129,11 +131,11 @@ def _exact(value: Any, least: int) -> int:
     return int(count.value)
 
 
-def _one_source(value: Any) -> str:
-    if isinstance(value, list):
-        raise said("a list of sources to vary is not supported yet; expected the name of one source")
-    if not isinstance(value, str):
-        raise UnitError(f"is {units.kind(value)}; expected the name of a source")
+def _source_or_group(value: Any) -> str | list[str]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise UnitError(f"is {units.kind(value)}; expected the name of a source, or a list of names")
     return value
 
 
@@ -157,7 +159,8 @@ def _duration(value: Any) -> int:
 
 
 _COUNT_SCHEMA = _number_or_text("integer", _COUNT_PATTERN, minimum=0)
-_REST_SCHEMA = {"anyOf": [*_COUNT_SCHEMA["anyOf"], {"const": "rest"}]}
+_FLOPS_OF = {"type": "object", "properties": {"flops_of": {"type": "string"}}, "required": ["flops_of"]}
+_REST_SCHEMA = {"anyOf": [*_COUNT_SCHEMA["anyOf"], {"const": "rest"}, {**_FLOPS_OF, "additionalProperties": False}]}
 _RATE_SCHEMA = _number_or_text("number", r"^([0-9]*\.?[0-9]+(e-?[0-9]+)?)x$", minimum=0)
 _START_SCHEMA = {"anyOf": [*_RATE_SCHEMA["anyOf"], {"const": "base"}]}
 _WARMUP_START_SCHEMA = {"anyOf": [*_RATE_SCHEMA["anyOf"], {"enum": ["base", "previous"]}]}
@@ -165,7 +168,7 @@ _SHARE_SCHEMA = _number_or_text("number", "^[0-9]+/[0-9]+$", minimum=0, maximum=
 
 Tokens = Annotated[units.TokenCount, unit(lambda value: _count(value, 1), _COUNT_SCHEMA)]
 TokensOrNone = Annotated[units.TokenCount, unit(lambda value: _count(value, 0), _COUNT_SCHEMA)]
-TokensOrRest = Annotated[units.TokenCount | Literal["rest"], unit(_tokens_or_rest, _REST_SCHEMA)]
+TokensOrRest = Annotated[units.TokenCount | units.FlopsOf | Literal["rest"], unit(_tokens_or_rest, _REST_SCHEMA)]
 ExactTokens = Annotated[int, unit(lambda value: _exact(value, 1), _COUNT_SCHEMA)]
 TokensSeen = Annotated[int, unit(lambda value: _exact(value, 0), _COUNT_SCHEMA)]
 Size = Annotated[int, unit(units.parse_size, _number_or_text("integer", _SIZE_PATTERN, minimum=1))]
@@ -176,7 +179,12 @@ Start = Annotated[units.Rate | Literal["base"], unit(units.parse_start, _START_S
 Margin = Annotated[
     units.Margin, unit(units.parse_margin, _number_or_text("number", r"^[0-9]*\.?[0-9]+ ?pp$", exclusiveMinimum=0))
 ]
-OneSource = Annotated[str, unit(_one_source, {"type": "string"})]
+SourceOrGroup = Annotated[
+    str | list[str],
+    unit(
+        _source_or_group, {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    ),
+]
 NothingTracked = Annotated[Literal["none"], unit(_nothing_tracked, {"const": "none"})]
 Kept = Annotated[
     int | Literal["last", "all"],

@@ -34,7 +34,7 @@ PARAMETERS: Mapping[str, Mapping[str, Any]] = {  # of the built-in sources, with
 
 def check_name(kind: str, name: str, path: Sequence[str | int]) -> None:
     """A name becomes a folder and a part of paths, so it is plain. Raises Mistake."""
-    article = "an" if kind == "arm" else "a"
+    article = "an" if kind in ("arm", "alias") else "a"
     if not NAME.fullmatch(name):
         rule = "expected letters, digits, `.`, `_` and `-`, beginning with none of `.` and `-`"
         raise Mistake(path, f"`{name}` cannot name {article} {kind}; {rule}", at_key=kind != "study")
@@ -126,7 +126,10 @@ def check_eval(spec: EvalSpec, declared: bool, stages: Sequence[str]) -> None:
     _check_unique(spec.tasks, ("eval", "tasks"))
     _check_unique(spec.at, ("eval", "at"))
     _check_points(spec.at, stages)
-    if not (spec.suites or spec.tasks or isinstance(spec.held_out, HeldOutSpec)):
+    if spec.continuations and "end" not in spec.labels:
+        message = "are written at the end of training, and `at` does not name it; expected `end` in eval.at, or 0"
+        raise Mistake(("eval", "continuations"), message)
+    if not (spec.suites or spec.tasks or spec.prompts or isinstance(spec.held_out, HeldOutSpec)):
         if declared:
             raise Mistake(("eval",), "names nothing to evaluate; expected suites, tasks or held_out")
         return

@@ -162,6 +162,8 @@ def missing(path: Path) -> Mistake:
 
 
 def _tokens(value: Any, path: Path) -> TokenCount | Literal["rest"]:
+    if isinstance(value, Mapping):
+        raise Mistake(path, "`flops_of` takes its length from another arm, so it belongs to an arm; expected a count")
     return "rest" if value == "rest" else parse_tokens(value)
 
 

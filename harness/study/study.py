@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path as File
 from typing import Any
 
-from harness.study import checks
+from harness.study import checks, equal_compute
 from harness.study.algebra import DEFAULT, Candidate, expand
 from harness.study.apply import Applier
 from harness.study.controls import Control, control_arms, resolve_controls
 from harness.study.document import Document, load
+from harness.study.equal_compute import Cost
 from harness.study.errors import Mistake, StudyError
 from harness.study.optimizers import check_average
 from harness.study.paths import Path, dotted
@@ -31,6 +32,7 @@ class Study:
     path: the study file; text: the file as written; resolved: the whole document as plain values, after include
     and `--set`. arms: `default` first, then in the order of `ablate`. notes: what was rounded, one line each.
     controls: what must hold before other arms are trained; control_arms: those of them that are trained (A/A).
+    unsolved: arms whose length waits for the model (`flops_of`). dropped: arms left out, and why (`over: drop`).
     """
 
     path: File
@@ -45,6 +47,8 @@ class Study:
     candidates: Mapping[str, Candidate]
     controls: tuple[Control, ...] = ()
     control_arms: tuple[Arm, ...] = ()
+    unsolved: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _arms(self) -> Mapping[str, Arm]:
@@ -87,9 +91,8 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         checks.check_compare(spec.compare, [DEFAULT, *(arm.name for arm in candidates)], spec)
     except Mistake as mistake:
         raise document.error(mistake) from None
-    applier = Applier(document.values)
     with _collector_paused():
-        arms = [_arm(candidate, document, resolver, applier) for candidate in candidates]
+        arms, waiting = _arms(candidates, default, document, resolver)
     try:
         check_average(spec.eval.at, (default, *arms))
         controls = resolve_controls(spec, [DEFAULT, *(arm.name for arm in arms)], seed_sets)
@@ -108,7 +111,88 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         candidates={candidate.name: candidate for candidate in candidates},
         controls=controls,
         control_arms=control_arms(controls, {arm.name: arm for arm in (default, *arms)}),
+        unsolved=tuple(waiting),
     )
+
+
+def without(study: Study, over: Mapping[str, str]) -> Study:
+    """The study without the arms that serve a source too often. over: why, by arm; each was declared `over: drop`.
+
+    Raises StudyError where the comparison or a control rests on one of them.
+    """
+    named = {"baseline": study.spec.compare.baseline, "control": study.spec.compare.control}
+    for key, arm in named.items():
+        if arm is not None and arm in over:
+            raise study.error(Mistake(("compare", key), f"`{arm}` is left out (`over: drop`): {over[arm]}"))
+    for index, control in enumerate(study.controls):
+        if control.arm in over:
+            message = f"needs `{control.arm}`, which is left out (`over: drop`): {over[control.arm]}"
+            raise study.error(Mistake(("controls", index), message))
+    arms = tuple(arm for arm in study.arms if arm.name not in over)
+    notes = (*study.notes, *(f"left out: {arm}: {why}" for arm, why in over.items()))
+    return replace(study, arms=arms, notes=notes, dropped={**study.dropped, **over})
+
+
+def at_cost(study: Study, cost: Cost) -> Study:
+    """The study with every `flops_of` solved. cost: floating-point operations per token at a context length.
+
+    Raises StudyError where there is no such length.
+    """
+    if not study.unsolved:
+        return study
+    resolver = Resolver(list(study.sources), checks.stage_check(study.spec))
+    applier = Applier(study.document.values)
+    arms = {arm.name: arm for arm in study.arms}
+    fixed = {name: arm.treatment for name, arm in arms.items() if name not in study.unsolved}
+    notes = list(study.notes)
+    for name in study.unsolved:
+        candidate = study.candidates[name]
+        document = applier.apply(candidate.changes)
+        try:
+            wanted = equal_compute.asked(document)
+            assert wanted is not None, "it was when the study was read"
+            other, own = fixed[wanted.arm], arms[name].treatment
+            length = equal_compute.solved(wanted, own, other, cost)
+            own = resolver.treatment(equal_compute.with_length(document, wanted, length))
+            notes.append(equal_compute.note(name, wanted, own, other, cost))
+            arms[name] = replace(arms[name], treatment=own)
+        except Mistake as mistake:
+            raise located(study.document, mistake, candidate) from None
+    doubled = control_arms(study.controls, arms)
+    return replace(study, arms=tuple(arms.values()), notes=tuple(notes), control_arms=doubled, unsolved=())
+
+
+def _arms(
+    candidates: Sequence[Candidate], default: Arm, document: Document, resolver: Resolver
+) -> tuple[list[Arm], Mapping[str, equal_compute.Asked]]:
+    """Every arm, and those whose length follows from another's cost: they have the study's own length for now."""
+    applier = Applier(document.values)
+    arms: dict[str, Arm | None] = {}
+    waiting: dict[str, equal_compute.Asked] = {}
+    for candidate in candidates:
+        wanted = _asked(candidate, document, applier) if equal_compute.may_ask(candidate.changes) else None
+        if wanted is not None:
+            waiting[candidate.name] = wanted
+        arms[candidate.name] = None if wanted else _arm(candidate, document, resolver, applier)
+    treatments = {arm.name: arm.treatment for arm in (default, *arms.values()) if arm is not None}
+    lengths = {stage.name: stage.tokens for stage in default.treatment.stages}
+    for candidate in candidates if waiting else ():
+        if (wanted := waiting.get(candidate.name)) is not None:
+            try:
+                equal_compute.target(wanted, treatments, waiting)
+                changed = equal_compute.with_length(applier.apply(candidate.changes), wanted, lengths[wanted.stage])
+                treatment = resolver.treatment(changed)
+            except Mistake as mistake:
+                raise located(document, mistake, candidate) from None
+            arms[candidate.name] = Arm(candidate.name, candidate.declared, treatment, candidate.levels)
+    return [arm for arm in arms.values() if arm is not None], waiting
+
+
+def _asked(candidate: Candidate, document: Document, applier: Applier) -> equal_compute.Asked | None:
+    try:
+        return equal_compute.asked(applier.apply(candidate.changes))
+    except Mistake as mistake:
+        raise located(document, mistake, candidate) from None
 
 
 @contextmanager

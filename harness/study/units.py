@@ -38,6 +38,13 @@ class TokenCount:
 
 
 @dataclass(frozen=True, slots=True)
+class FlopsOf:
+    """As many tokens as make the whole path cost what `arm`'s costs."""
+
+    arm: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rate:
     """A learning rate as written: absolute, or (`times`) a multiple of `optimizer.lr`."""
 

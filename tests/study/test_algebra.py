@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from harness.study.algebra import arm_name, expand
 from harness.study.errors import Mistake
+from harness.study.units import parse_share
 from tests.study.conftest import Load
 
 STUDY: dict[str, Any] = {
@@ -147,3 +149,113 @@ def test_default_is_the_first_arm_and_the_unmodified_study(load: Load) -> None:
     assert [arm.name for arm in study.arms] == ["default", "decay.lr.to=0", "decay.lr.to=0.1x"]
     assert study.arms[0].changes == {}
     assert study.arms[1].treatment == study.arms[0].treatment
+
+
+def expanded(*items: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {arm.name: arm.declared for arm in expand({**STUDY, "ablate": list(items)})}
+
+
+SHAPES = {"stages.decay.lr.shape": ["linear", "cosine", "constant"]}
+ENDS = {"stages.decay.lr.to": [0, "0.1x"]}
+
+
+def test_an_axis_with_a_condition_varies_only_where_it_holds() -> None:
+    grid = [SHAPES, {**ENDS, "when": {"stages.decay.lr.shape": ["linear", "cosine"]}}]
+    assert names({"grid": grid}) == [
+        "decay.lr.shape=linear,decay.lr.to=0",
+        "decay.lr.shape=linear,decay.lr.to=0.1x",
+        "decay.lr.shape=cosine,decay.lr.to=0",
+        "decay.lr.shape=cosine,decay.lr.to=0.1x",
+        "decay.lr.shape=constant",
+    ]
+
+
+def test_a_condition_on_an_axis_that_does_not_apply_does_not_hold() -> None:
+    shapes = {**SHAPES, "as": "shape"}
+    ends = {**ENDS, "as": "end", "when": {"shape": "linear"}}
+    lengths = {"stages.decay.context.length": [64, 128], "as": "len", "when": {"end": 0}}
+    assert names({"grid": [shapes, ends, lengths]}) == [
+        "len=64,shape=linear,end=0",
+        "len=128,shape=linear,end=0",
+        "shape=linear,end=0.1x",
+        "shape=cosine",
+        "shape=constant",
+    ]
+
+
+@given(st.lists(axes, min_size=2, max_size=3, unique_by=lambda one: next(iter(one))), st.data())
+def test_when_and_exclude_of_one_rule_part_the_rows(grid: list[dict[str, Any]], data: st.DataObject) -> None:
+    path, values = next(iter(grid[0].items()))
+    if len(values) < 2:
+        return
+    rule = {path: data.draw(st.sampled_from(values))}
+    kept, rest = names({"grid": grid, "when": rule}), names({"grid": grid, "exclude": [rule]})
+    assert set(kept).isdisjoint(rest)
+    assert set(kept) | set(rest) == set(names({"grid": grid}))
+
+
+def test_an_alias_names_the_rows_of_a_zip_and_is_what_exclude_calls_them() -> None:
+    ropes = {"stages.decay.context.rope": ["base", {"type": "default", "theta": 1e6}]}
+    item = {"zip": [{"stages.decay.context.length": [64, 128]}, ropes], "as": "len"}
+    assert expanded(item) == {
+        "len=64": {"stages.decay.context.length": 64, "stages.decay.context.rope": "base"},
+        "len=128": {
+            "stages.decay.context.length": 128,
+            "stages.decay.context.rope": {"type": "default", "theta": 1e6},
+        },
+    }
+    assert names({**item, "exclude": [{"len": 64}]}) == ["len=128"]
+
+
+def test_each_source_is_left_out_and_its_share_absorbed_in_proportion() -> None:
+    arms = expanded({"leave_one_out": {"of": "stages.decay.mixture", "absorb": "proportional"}})
+    assert {name: changes["stages.decay.mixture"] for name, changes in arms.items()} == {
+        "without-web": {"web": 0, "code": 0.25, "math": 0.75},
+        "without-code": {"web": "2/3", "code": 0, "math": "1/3"},
+        "without-math": {"web": "6/7", "code": "1/7", "math": 0},
+    }
+    absorbed = expanded({"leave_one_out": {"of": "stages.decay.mixture", "absorb": "web"}})
+    assert list(absorbed) == ["without-code", "without-math"]
+
+
+def test_changes_are_left_out_in_turn_beside_the_arm_that_has_them_all() -> None:
+    changes = {"stages.decay.lr.shape": "cosine", "stages.decay.tokens": 512, "train.optimizer.lr": 1e-3}
+    arms = expanded({"leave_one_out": {"changes": changes}})
+    everything, *others = arms.items()
+    assert everything == ("decay.lr.shape=cosine,decay.tokens=512,train.optimizer.lr=0.001", changes)
+    assert dict(others) == {
+        f"without-{label}": {path: value for path, value in changes.items() if path != left_out}
+        for label, left_out in [
+            ("train.optimizer.lr=0.001", "train.optimizer.lr"),
+            ("decay.tokens=512", "stages.decay.tokens"),
+            ("decay.lr.shape=cosine", "stages.decay.lr.shape"),
+        ]
+    }
+
+
+def test_each_source_is_added_alone() -> None:
+    item = {"add_one": {"of": "stages.decay.mixture", "values": {"math": 0.4, "code": 0.2}, "absorb": "web"}}
+    assert {name: changes["stages.decay.mixture"] for name, changes in expanded(item).items()} == {
+        "math=0.4": {"web": 0.5, "code": 0.1, "math": 0.4},
+        "code=0.2": {"web": 0.5, "code": 0.2, "math": 0.3},
+    }
+    assert names({"add_one": {"changes": {"stages.decay.tokens": 512, "stages.decay.lr.shape": "cosine"}}}) == [
+        "decay.tokens=512",
+        "decay.lr.shape=cosine",
+    ]
+
+
+shares = st.lists(st.integers(1, 20), min_size=3, max_size=3)
+
+
+@given(shares, st.integers(0, 20), st.sampled_from(["web", "proportional"]))
+def test_a_group_keeps_its_ratio_and_the_shares_their_sum(parts: list[int], level: int, absorbing: str) -> None:
+    mixture = {name: f"{part}/{sum(parts)}" for name, part in zip(("web", "code", "math"), parts, strict=True)}
+    study = {**STUDY, "train": {"mixture": mixture}}
+    axis = {"stage": "decay", "vary": ["code", "math"], "values": [f"{level}/20"], "absorb": absorbing}
+    (arm,) = expand({**study, "ablate": [{"mixture": axis}]})
+    mixed = {name: parse_share(share) for name, share in arm.declared["stages.decay.mixture"].items()}
+    assert sum(mixed.values()) == 1
+    assert mixed["code"] * parts[2] == mixed["math"] * parts[1]
+    assert mixed["code"] + mixed["math"] == Fraction(level, 20)
+    assert arm.name == f"code+math={level}-20"

@@ -37,7 +37,7 @@ def test_units_may_be_written_as_text() -> None:
         "type": "integer",
     }
     tokens = schema["$defs"]["StageSpec"]["properties"]["tokens"]
-    assert {form.get("type", form.get("const")) for form in tokens["anyOf"]} == {"integer", "string", "rest"}
+    assert {form.get("type", form.get("const")) for form in tokens["anyOf"]} == {"integer", "string", "rest", "object"}
 
 
 def test_null_is_offered_only_where_it_means_something() -> None:

@@ -48,7 +48,8 @@ class Facts:
 
     def _side_effects(self, arm: Arm) -> Iterator[str]:
         """What an axis moves besides itself: other sources' tokens, the total, the number of updates."""
-        varied = {name for name in arm.levels if name in self._sources}  # a mixture axis is named by its source
+        # A mixture axis is named by its source, or by its group of sources.
+        varied = {source for name in arm.levels for source in name.split("+") if source in self._sources}
         if varied:
             tokens = source_tokens(arm.treatment)
             for name in sorted(set(tokens) | set(self._tokens)):

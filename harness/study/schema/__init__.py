@@ -5,6 +5,7 @@ all that is checked where the stages are resolved. Values keep their units here 
 numbers are in `treatment.py`. `None` means "not written": whether `null` may be written is `NULLABLE`.
 """
 
+from harness.study.schema.ablation import KINDS as ITEM_KINDS
 from harness.study.schema.ablation import MixtureAxis, SeedsSpec
 from harness.study.schema.base import SourceSpec
 from harness.study.schema.controls import ControlSpec, ReproduceSpec
@@ -13,6 +14,7 @@ from harness.study.schema.scalars import NULLABLE
 from harness.study.schema.study import ArmSpec, StudySpec, description_of
 
 __all__ = [
+    "ITEM_KINDS",
     "NULLABLE",
     "ArmSpec",
     "CompareSpec",

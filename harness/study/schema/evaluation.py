@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_serializer
 
 from harness.study import units
 from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Margin, Size, choice
 from harness.study.schema.scalars import Count, Text, Texts
+
+
+DEFAULT_PROMPTS = 10  # continued where held-out text is evaluated
 
 
 class HeldOutSpec(Block):
@@ -21,8 +24,6 @@ NoHeldOut = Annotated[Literal["none"], choice("none"), TEXT]
 
 
 class EvalSpec(Block):
-    later: ClassVar[frozenset[str]] = frozenset({"continuations"})
-
     suites: list[Text] = Field(default_factory=list, description="a list of suites, such as [quickstart@1]")
     tasks: list[Text] = Field(default_factory=list, description="a list of lm-eval task names or paths to task YAML")
     at: Texts = Field(
@@ -33,6 +34,11 @@ class EvalSpec(Block):
     held_out: Annotated[NoHeldOut | Annotated[HeldOutSpec, MAPPING], TEXT_OR_MAPPING] = Field(
         "none", description="a mapping of window, by_position, documents, or none"
     )
+    continuations: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="how many prompts of held-out text the first seeds of each arm continue at the end, for reading; "
+        "0 for none; where held_out is on, 10 unless written",
+    )
     limit: Count | None = Field(None, description="the largest number of items per task, or null for all")
     batch_size: Count = Field(8, description="a positive whole number of sequences")
 
@@ -41,6 +47,13 @@ class EvalSpec(Block):
         """N of `every N`, in tokens; None where nothing is evaluated at an interval."""
         intervals = [units.parse_every(text) for text in self.at]
         return next((int(interval.value) for interval in intervals if interval), None)
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts are continued."""
+        if self.continuations is None:
+            return 0 if isinstance(self.held_out, str) else DEFAULT_PROMPTS
+        return self.continuations
 
     @property
     def labels(self) -> list[str]:

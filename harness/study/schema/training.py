@@ -119,4 +119,6 @@ class TrainSpec(Block):
 
 
 class StageSpec(TrainSpec):
-    tokens: TokensOrRest | None = Field(None, description="tokens of the stage, such as ~1B, or rest")
+    tokens: TokensOrRest | None = Field(
+        None, description="tokens of the stage, such as ~1B; rest (what `total` leaves); in an arm {flops_of: ARM}"
+    )
