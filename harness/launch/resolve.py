@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.launch.checksums import Checksums
+from harness.launch.promote import promoted
 from harness.plan.science import Identities
 from harness.store import manifests
 from harness.store.layout import Folder
@@ -47,9 +48,11 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
     """
     from harness.data import resolve_sources, resolve_tokenizer
 
+    asked = _asked(study)
+    study = promoted(study, folder)
     earlier = manifests.read_base(folder)
     tokenizer = resolve_tokenizer(study, earlier and earlier["tokenizer"], note)
-    if earlier is not None and earlier["tokenizer"] == tokenizer and _still_holds(study, earlier):
+    if earlier is not None and earlier["tokenizer"] == tokenizer and _still_holds(study, asked, earlier):
         base = earlier
     else:
         note("looking at the base")
@@ -57,7 +60,7 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
 
         treatment = study.arms[0].treatment
         found = describe_base(treatment.base, study.path.absolute().parent, tokenizer, earlier)
-        manifests.write_base(folder, {**found, "asked": _asked(study)})
+        manifests.write_base(folder, {**found, "asked": asked})
         base = manifests.read_base(folder) or found
     discard_altered_stores(folder, note)
     return _resolved(study, base, resolve_sources(study, base, folder, note))
@@ -102,11 +105,15 @@ def _asked(study: Study) -> dict[str, Any]:
     return plain
 
 
-def _still_holds(study: Study, manifest: Mapping[str, Any]) -> bool:
-    """Whether the manifest is of the declared base and its files have the sizes and times that they had."""
-    if manifest.get("asked") != _asked(study):
+def _still_holds(study: Study, asked: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether the manifest is of the declared base and its files have the sizes and times that they had.
+
+    study: with a promoted run's folder in the place of its name. asked: what was declared.
+    """
+    if manifest.get("asked") != asked:
         return False
-    here = study.path.absolute().parent / Path(str(manifest["asked"]["model"].get("path", ""))).expanduser()
+    path = str(study.arms[0].treatment.base.model.get("path", ""))
+    here = study.path.absolute().parent / Path(path).expanduser()
     if manifest["kind"] in ("folder", "gguf") and str(here.resolve()) != manifest["location"]:
         return False
     try:
@@ -155,14 +162,18 @@ def evaluation_settings(study: Study) -> EvalSettings:
 
 
 def evaluation_tasks(study: Study, resolved: Resolved) -> list[EvalTask]:
-    """Every task that the study evaluates, with its key; held-out tasks of resolved sources only.
+    """Every task that the study evaluates, with its key; held-out tasks of resolved sources only, and continuations
+    when all are resolved.
 
     Raises UserError, too, for a metric to compare that none of them measures.
     """
     from harness.evals.measured import check_measured
     from harness.evals.suites import resolve_tasks
 
-    tasks = resolve_tasks(study.spec.eval, resolved.sources, evaluation_settings(study), study.path.parent)
+    settings = evaluation_settings(study)
+    if len(resolved.sources) < len(study.sources):
+        settings = replace(settings, continuations=0)
+    tasks = resolve_tasks(study.spec.eval, resolved.sources, settings, study.path.parent)
     compare = study.spec.compare
     check_measured([*compare.primary, *compare.not_worse], tasks)
     return tasks

@@ -227,9 +227,12 @@ def data_seeds(pieces: Sequence[Piece], change_at: int, seed: int) -> list[int]:
 
 
 def _context(stage: Stage) -> dict[str, Any]:
-    rope: dict[str, Any] = {"type": stage.context.rope.type}
-    if stage.context.rope.theta is not None:
-        rope["theta"] = stage.context.rope.theta
+    declared = stage.context.rope
+    rope: dict[str, Any] = {"type": declared.type}
+    for name in ("theta", "factor", "original"):
+        if getattr(declared, name) is not None:
+            rope[name] = getattr(declared, name)
+    rope |= declared.parameters
     return {
         "length": stage.context.length,
         "documents": stage.context.documents,

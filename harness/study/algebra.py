@@ -111,7 +111,11 @@ def _zip(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> 
     axes = _axes(document, item["zip"], where)
     for axis in axes:
         if axis.when is not None:
-            raise Mistake(axis.origin, "is for the axes of a grid, and those of a zip go together; expected no `when`", at_key=True)
+            raise Mistake(
+                axis.origin,
+                "is for the axes of a grid, and those of a zip go together; expected no `when`",
+                at_key=True,
+            )
     lengths = [len(axis.changes) for axis in axes]
     if len(set(lengths)) > 1:
         raise Mistake(where, f"its axes have {', '.join(map(str, lengths))} values; expected equally many")

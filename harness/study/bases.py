@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.study.errors import Mistake, nearest
+from harness.study.schema import description_of
 from harness.study.treatment import Base
-from harness.study.units import parse_tokens
+from harness.study.units import kind, parse_tokens
 
 
 def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
     """The base as `Base`. Raises Mistake for what does not fit together."""
-    model, tokenizer = block["model"], block.get("tokenizer")
+    model, tokenizer = block.get("model"), block.get("tokenizer")
+    _check_origin(block)
     if isinstance(model, Mapping):
         _check_from_scratch(block, model["config"])
     if isinstance(tokenizer, Mapping):
@@ -34,16 +36,17 @@ def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
 
 
 def _model(block: Mapping[str, Any]) -> Mapping[str, Any]:
-    if isinstance(block["model"], Mapping):
-        return dict(block["model"])
+    if "run" in block:
+        return {"run": block["run"]}
     revision = {"revision": block["revision"]} if "revision" in block else {}
+    if isinstance(block["model"], Mapping):
+        return {**block["model"], **revision}
     return {"path": block["model"], **revision}
 
 
 def _check_from_scratch(block: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    if "like" in config:
-        raise Mistake(("base", "model", "config", "like"), "`like` is not supported yet", at_key=True)
-    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
+    _check_like(config)
+    if "like" not in config and (not isinstance(config.get("model_type"), str) or not config["model_type"]):
         path = ("base", "model", "config", "model_type")
         raise Mistake(path, "is missing; expected the type of a transformers model, such as llama")
     if "tokenizer" not in block:
@@ -53,7 +56,35 @@ def _check_from_scratch(block: Mapping[str, Any], config: Mapping[str, Any]) -> 
         message = "is `carried`, but a model from a config has no optimizer state; expected cold"
         raise Mistake(("base", "optimizer"), message)
     for key in ("revision", "lr", "tokens_seen"):
-        if key in block:
+        if key in block and not (key == "revision" and "like" in config):
             raise Mistake(
                 ("base", key), "says something of a trained model, but this one is from a config; expected none", True
             )
+
+
+def _check_like(config: Mapping[str, Any]) -> None:
+    """`like` names a model whose configuration the other fields change; its family is its own."""
+    if "like" not in config:
+        return
+    path = ("base", "model", "config", "like")
+    if not isinstance(config["like"], str) or not config["like"]:
+        raise Mistake(path, f"is {kind(config['like'])}; expected a folder, a .gguf file or a hub id")
+    if "model_type" in config:
+        message = "says what `like` says, too; expected one of the two"
+        raise Mistake((*path[:-1], "model_type"), message, at_key=True)
+
+
+def _check_origin(block: Mapping[str, Any]) -> None:
+    """A model, or a run of another study."""
+    if "model" not in block and "run" not in block:
+        raise Mistake(("base", "model"), f"is missing; expected {description_of(('base', 'model'))}, or base.run")
+    if "run" not in block:
+        return
+    if "model" in block:
+        raise Mistake(
+            ("base", "run"), "stands beside `model`, and weights come from one; expected one of the two", True
+        )
+    if block["run"].strip("/").count("/") < 2:
+        raise Mistake(("base", "run"), f"`{block['run']}` is no run; expected STUDY/ARM/SEEDS")
+    if "revision" in block:
+        raise Mistake(("base", "revision"), "is of a model on the hub, and the base is a run; expected none", True)

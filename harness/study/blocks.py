@@ -111,6 +111,14 @@ def _count(value: Any, least: int) -> units.TokenCount:
     return count
 
 
+def _auto_factor(value: Any) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 1:
+        raise UnitError(f"is {units.kind(value)}; expected a number above 1, or auto")
+    return float(value)
+
+
 def _tokens_or_rest(value: Any) -> units.TokenCount | units.FlopsOf | Literal["rest"]:
     if value == "rest":
         return "rest"
@@ -178,6 +186,10 @@ WarmupStart = Annotated[units.Rate | Literal["base", "previous"], unit(units.par
 Start = Annotated[units.Rate | Literal["base"], unit(units.parse_start, _START_SCHEMA)]
 Margin = Annotated[
     units.Margin, unit(units.parse_margin, _number_or_text("number", r"^[0-9]*\.?[0-9]+ ?pp$", exclusiveMinimum=0))
+]
+AutoFactor = Annotated[
+    float | Literal["auto"],
+    unit(_auto_factor, {"anyOf": [{"type": "number", "exclusiveMinimum": 1}, {"const": "auto"}]}),
 ]
 SourceOrGroup = Annotated[
     str | list[str],

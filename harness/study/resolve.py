@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 from harness.study.bases import resolve_base
-from harness.study.errors import Mistake
+from harness.study.errors import Mistake, nearest
 from harness.study.lengths import Lengths
 from harness.study.merge import merge
 from harness.study.mixtures import read_mixture
@@ -179,13 +179,39 @@ def read_context(block: Mapping[str, Any], path: Path) -> Context:
     )
 
 
+_ROPE_TAKES: Mapping[str, tuple[str, ...]] = {
+    "default": ("theta",),
+    "linear": ("theta", "factor", "original"),
+    "yarn": ("theta", "factor", "original", "beta_fast", "beta_slow", "attention_factor"),
+    "llama3": ("theta", "factor", "original", "low_freq_factor", "high_freq_factor"),
+}
+
+
 def _rope(block: str | Mapping[str, Any], path: Path) -> Rope:
     if isinstance(block, str):
         return Rope()
-    for key in ("type", "theta"):
-        if key not in block:
-            raise Mistake((*path, key), f"is missing; expected {description_of((*path, key))}")
-    return Rope(block["type"], float(block["theta"]))
+    if "type" not in block:
+        raise Mistake((*path, "type"), f"is missing; expected {description_of((*path, 'type'))}")
+    kind = block["type"]
+    takes = _ROPE_TAKES[kind]
+    for key in block:
+        if key != "type" and key not in takes:
+            raise Mistake((*path, key), f"the rope type {kind} takes no `{key}`; {nearest(key, takes)}", at_key=True)
+    needed = "theta" if kind == "default" else "factor"
+    if needed not in block:
+        raise Mistake((*path, needed), f"is missing; expected {description_of((*path, needed))}")
+    own = [key for key in takes if key not in ("theta", "factor", "original") and key in block]
+    for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+        if low in block and high in block and block[low] >= block[high]:
+            raise Mistake((*path, low), f"{block[low]} is not below {high}; expected less than {block[high]}")
+    factor = block.get("factor")
+    return Rope(
+        type=kind,
+        theta=float(block["theta"]) if "theta" in block else None,
+        factor=float(factor) if isinstance(factor, int | float) else factor,
+        original=parse_size(block["original"]) if "original" in block else None,
+        parameters=tuple((key, float(block[key])) for key in own),
+    )
 
 
 def _check_one_schedule(parts: Sequence[_Parts], train: Mapping[str, Any]) -> None:

@@ -19,10 +19,18 @@ OPEN_SHAPES = ("inverse-sqrt", "power")  # decays without an end: trunks from wh
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embedding. `base`: as the base model has it. `default`: plain rotary with `theta`."""
+    """Rotary position embedding, derived from the base model's.
 
-    type: Literal["base", "default"] = "base"
+    type: `base` is as the base model has it, `default` plain rotary with `theta`; the others stretch `original`
+    positions (None: the base's) by `factor` (`auto`: context length / original). theta: None for the base's.
+    parameters: what a type has besides, by name, where declared.
+    """
+
+    type: Literal["base", "default", "linear", "yarn", "llama3"] = "base"
     theta: float | None = None
+    factor: float | Literal["auto"] | None = None
+    original: int | None = None
+    parameters: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

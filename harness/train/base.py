@@ -19,7 +19,15 @@ from harness.store.markers import Damaged
 from harness.study.errors import UserError
 from harness.study.treatment import Base
 from harness.train.checkpoint import OPTIMIZER
-from harness.train.model import build_model, config_from_fields, load_config, load_model, save_model, shape_of
+from harness.train.model import (
+    build_model,
+    config_from_fields,
+    config_like,
+    load_config,
+    load_model,
+    save_model,
+    shape_of,
+)
 from harness.train.rope import rope_parameters
 
 # Part of a from-scratch identity: how weights are drawn from the seed. A change of the rule makes another base.
@@ -36,13 +44,13 @@ def describe_base(
     or read, a tokenizer with more tokens than the model, and a carried optimizer that is not there.
     """
     location = None if base.from_scratch else _locate(base.model, study_folder)
-    config = _scratch_config(base, tokenizer) if location is None else load_config(location)
+    config = _scratch_config(base, tokenizer, study_folder) if location is None else load_config(location)
     if tokenizer["vocab_size"] > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer['vocab_size']:,} tokens, the model's `vocab_size` is only "
             f"{config.vocab_size:,}; every token needs an embedding."
         )
-    files = [] if location is None else _stamped(_model_files(location), known)
+    files = _stamped(_like_files(base, study_folder) if location is None else _model_files(location), known)
     optimizer = _carried_optimizer(location) if base.optimizer == "carried" else None
     if optimizer is not None:
         files += _stamped([optimizer], known)
@@ -113,14 +121,32 @@ def _base_model(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> PreTrai
     return load_model(Path(manifest["location"]))
 
 
-def _scratch_config(base: Base, tokenizer: Mapping[str, Any]) -> PretrainedConfig:
-    """The declared configuration; vocabulary and special tokens follow the tokenizer where nothing is declared."""
+def _scratch_config(base: Base, tokenizer: Mapping[str, Any], study_folder: Path) -> PretrainedConfig:
+    """The declared configuration; vocabulary and special tokens follow the tokenizer where nothing is declared.
+
+    With `like`, everything else is the configuration of the model that it names.
+    """
     eos = tokenizer["eos_token_id"]
     follows = {"vocab_size": tokenizer["vocab_size"], "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": None}
-    return config_from_fields(base.model["config"], follows)
+    fields = {name: value for name, value in base.model["config"].items() if name != "like"}
+    like = _like(base, study_folder)
+    return config_from_fields(fields, follows) if like is None else config_like(load_config(like), fields, follows)
 
 
-def _locate(model: Mapping[str, Any], study_folder: Path) -> Path:
+def _like(base: Base, study_folder: Path) -> Path | None:
+    """Where the model is whose configuration is taken."""
+    name = base.model["config"].get("like")
+    if name is None:
+        return None
+    return _locate({"path": name, "revision": base.model.get("revision")}, study_folder, "base.model.config.like")
+
+
+def _like_files(base: Base, study_folder: Path) -> list[Path]:
+    like = _like(base, study_folder)
+    return [] if like is None else [like if like.is_file() else like / "config.json"]
+
+
+def _locate(model: Mapping[str, Any], study_folder: Path, where: str = "base.model") -> Path:
     """The folder or `.gguf` file of a declared model; one that is named by its id on the hub is fetched first."""
     name = str(model["path"])
     here = study_folder / Path(name).expanduser()
@@ -128,11 +154,11 @@ def _locate(model: Mapping[str, Any], study_folder: Path) -> Path:
         return here.resolve()
     looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
     if looks_like_a_path:
-        raise UserError(f"`base.model: {name}`: there is no {here}.")
-    return _fetch(name, model.get("revision"))
+        raise UserError(f"`{where}: {name}`: there is no {here}.")
+    return _fetch(name, model.get("revision"), where)
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def _fetch(name: str, revision: str | None, where: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -140,9 +166,7 @@ def _fetch(name: str, revision: str | None) -> Path:
         found = snapshot_download(name, revision=revision, allow_patterns=["*.safetensors", "*.json"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"`base.model: {name}` is no folder here and cannot be fetched from the hub: {reason}"
-        ) from None
+        raise UserError(f"`{where}: {name}` is no folder here and cannot be fetched from the hub: {reason}") from None
     return Path(found)
 
 

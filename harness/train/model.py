@@ -54,6 +54,19 @@ def config_from_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any] | 
         raise UserError(f"`base.model.config` is not a {kind} configuration: {_said(error)}") from None
 
 
+def config_like(model: PretrainedConfig, fields: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration of `model` with `fields` changed. tokenizer: vocabulary and special tokens, which follow it.
+
+    Raises UserError for fields that the family does not have.
+    """
+    plain = set(AutoConfig.for_model(model.model_type).to_dict()) - {"transformers_version", "_name_or_path"}
+    kept = {name: value for name, value in model.to_dict().items() if name in plain}
+    if "rope_theta" in fields and isinstance(kept.get("rope_parameters"), Mapping):
+        kept["rope_parameters"] = {**kept["rope_parameters"], "rope_theta": fields["rope_theta"]}
+    changed = {name: value for name, value in fields.items() if name != "rope_theta"}
+    return config_from_fields({**kept, **tokenizer, **changed})
+
+
 def trainable(config: PretrainedConfig) -> PretrainedConfig:
     """`config` with dropout 0 and fp32 weights, changed in place. UserError when its models predict no next token."""
     if type(config) not in AutoModelForCausalLM._model_mapping:

@@ -16,7 +16,8 @@ from transformers import PretrainedConfig
 from harness.study.errors import UserError
 
 # Types whose frequencies do not depend on `max_position_embeddings`, so that it may follow the trained context.
-FREE_OF_LENGTH = {"default", "linear", "llama3"}
+FREE_OF_LENGTH = {"default", "linear", "llama3", "yarn"}
+DEFAULTS = {"yarn": {}, "linear": {}, "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0}}
 
 
 def rope_parameters(config: PretrainedConfig) -> dict[str, Any] | None:
@@ -25,24 +26,49 @@ def rope_parameters(config: PretrainedConfig) -> dict[str, Any] | None:
     return dict(parameters) if parameters else None
 
 
-def resolve_rope(rope: Mapping[str, Any], base: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def resolve_rope(
+    rope: Mapping[str, Any], base: Mapping[str, Any] | None, length: int = 0, own: int | None = None
+) -> dict[str, Any] | None:
     """The rope parameters of a stage: `rope` is the study's `context.rope`, `base` those of the base model.
 
-    `base` keeps the model's own. `default` is plain rotary embedding with `theta`, over the part of a head that
-    the model rotates. Raises UserError for a model without rotary embeddings or with a different one per layer type.
+    length: positions of a row of the stage; own: those that the base model declares. `base` keeps the model's own.
+    Every other type starts from plain rotary embedding with `theta` (else the base's), over the part of a head that
+    the model rotates, whatever scaling the base has: `default` leaves it there; `linear` is position interpolation
+    (Chen et al., 2306.15595), `yarn` Peng et al., 2309.00071, `llama3` the bands of Llama 3.1, each stretching
+    `original` positions by `factor`. Raises UserError for a model without rotary embeddings or with a different one
+    per layer type, and for a factor that nothing decides or that would shrink.
     """
-    if rope["type"] == "base":
+    kind = rope["type"]
+    if kind == "base":
         return dict(base) if base is not None else None
-    if rope["type"] != "default":
-        raise UserError(f"`context.rope.type: {rope['type']}` is not supported yet; use base or default.")
     if base is None:
-        raise UserError("`context.rope` sets a theta, but the model has no rotary position embedding.")
+        raise UserError("`context.rope` changes the rotary position embedding, but the model has none.")
     if any(isinstance(value, Mapping) for value in base.values()):
         raise UserError(
-            "`context.rope` sets one theta, but the model has rope parameters per layer type; use `type: base`."
+            "`context.rope` sets one rope, but the model has rope parameters per layer type; use `type: base`."
         )
     kept = {name: base[name] for name in ("partial_rotary_factor",) if name in base}
-    return {"rope_type": "default", "rope_theta": float(rope["theta"]), **kept}
+    plain = {"rope_type": kind, "rope_theta": float(rope.get("theta", base.get("rope_theta", 1e4))), **kept}
+    if kind == "default":
+        return plain
+    original = rope.get("original") or base.get("original_max_position_embeddings") or own
+    if original is None:
+        raise UserError(f"`context.rope: {{type: {kind}}}` stretches the model's positions, and it declares none.")
+    stretched = {**plain, **DEFAULTS[kind], "factor": _factor(rope["factor"], length, original)}
+    if kind != "linear":
+        stretched["original_max_position_embeddings"] = original
+    own_parameters = set(rope) - {"type", "theta", "factor", "original"}
+    return {**stretched, **{name: rope[name] for name in sorted(own_parameters)}}
+
+
+def _factor(declared: float | str, length: int, original: int) -> float:
+    factor = length / original if declared == "auto" else float(declared)
+    if factor <= 1:
+        raise UserError(
+            f"`context.rope.factor: auto` is context.length / the model's positions, {length} / {original}: nothing to "
+            "stretch. Use `rope: base`, or a factor above 1."
+        )
+    return factor
 
 
 def set_context(config: PretrainedConfig, parameters: Mapping[str, Any] | None, length: int, own: int | None) -> None:

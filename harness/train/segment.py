@@ -186,7 +186,8 @@ def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: 
     if base is None:
         raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
     config = load_config(start.path / "model")
-    set_context(config, resolve_rope(context["rope"], base["rope"]), context["length"], base["max_positions"])
+    length, positions = context["length"], base["max_positions"]
+    set_context(config, resolve_rope(context["rope"], base["rope"], length, positions), length, positions)
     model = load_model(start.path / "model", config).to(numerics.device)
     if context["documents"] == "masked":
         check_isolation(model)

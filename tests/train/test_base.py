@@ -62,6 +62,23 @@ def test_a_configuration_from_scratch_takes_vocabulary_and_end_of_text_from_the_
     assert json.loads(json.dumps(manifest)) == manifest
 
 
+def test_a_model_from_scratch_may_be_like_another(tmp_path: Path) -> None:
+    _saved(tmp_path / "other", rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    wider = {"config": {"like": "other", "num_hidden_layers": 3}}
+    manifest = describe_base(_declared(wider), tmp_path, TOKENIZER)
+    assert manifest["kind"] == "config" and manifest["layers"] == 3
+    assert manifest["config"]["hidden_size"] == LLAMA["hidden_size"]
+    assert manifest["rope"] == {"rope_type": "default", "rope_theta": 5e5}
+    assert [Path(file["path"]).name for file in manifest["files"]] == ["config.json"], "its weights are not used"
+    spelt_out = {name: value for name, value in manifest["config"].items() if value is not None}
+    same = describe_base(_declared({"config": spelt_out}), tmp_path, TOKENIZER)
+    assert same["identity"] == manifest["identity"]
+    with pytest.raises(UserError, match=r"`base\.model\.config\.num_layer` is no field of llama"):
+        describe_base(_declared({"config": {"like": "other", "num_layer": 3}}), tmp_path, TOKENIZER)
+    with pytest.raises(UserError, match=r"`base.model.config.like: ./nowhere`: there is no"):
+        describe_base(_declared({"config": {"like": "./nowhere"}}), tmp_path, TOKENIZER)
+
+
 def test_the_identity_follows_the_configuration(tmp_path: Path) -> None:
     identities = [
         describe_base(_declared({"config": fields}), tmp_path, TOKENIZER)["identity"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from harness.study.errors import UserError
 from harness.train.model import build_model, config_from_fields
@@ -73,15 +76,16 @@ def test_positions_grow_with_the_context_and_shrink_back_to_the_base_s() -> None
 @pytest.mark.parametrize(
     ("family", "rope", "length", "message"),
     [
-        ("gpt2", THETA, 16, "no rotary position embedding"),
+        ("gpt2", THETA, 16, "rotary position embedding, but the model has none"),
         ("gpt2", {"type": "base"}, 128, "longer than the 64 positions of the model .learned positions"),
-        ("llama", {"type": "yarn"}, 16, "not supported yet"),
+        ("llama", {"type": "yarn", "factor": "auto"}, 64, "nothing to stretch"),
     ],
 )
 def test_what_the_model_cannot_do_is_a_user_error(family: str, rope: dict[str, Any], length: int, message: str) -> None:
     config = _config(family)
     with pytest.raises(UserError, match=message):
-        set_context(config, resolve_rope(rope, rope_parameters(config)), length, config.max_position_embeddings)
+        own = config.max_position_embeddings
+        set_context(config, resolve_rope(rope, rope_parameters(config), length, own), length, own)
 
 
 def test_one_theta_for_a_model_with_a_rope_per_layer_type_is_refused() -> None:
@@ -89,3 +93,49 @@ def test_one_theta_for_a_model_with_a_rope_per_layer_type_is_refused() -> None:
     assert resolve_rope({"type": "base"}, nested) == nested
     with pytest.raises(UserError, match="per layer type"):
         resolve_rope(THETA, nested)
+
+
+STRETCHED = [
+    {"type": "linear", "factor": 2.0},
+    {"type": "linear", "factor": "auto", "theta": 5e5},
+    {"type": "yarn", "factor": "auto"},
+    {"type": "yarn", "factor": 4.0, "original": 32, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.1},
+    {"type": "llama3", "factor": "auto"},
+    {"type": "llama3", "factor": 8.0, "original": 32, "low_freq_factor": 2.0, "high_freq_factor": 8.0},
+]
+
+
+@pytest.mark.parametrize("rope", STRETCHED)
+def test_the_exported_configuration_alone_reproduces_a_stretched_rope(rope: dict[str, Any], tmp_path: Path) -> None:
+    config = _config()
+    set_context(config, resolve_rope(rope, rope_parameters(config), 128, 64), 128, 64)
+    trained = build_model(config, 1)
+    trained.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert plain.config.max_position_embeddings == 128
+    for length in (20, 64, 128):
+        ids = torch.arange(length).unsqueeze(0) % 60
+        assert torch.equal(trained.eval()(input_ids=ids).logits, plain(input_ids=ids).logits), length
+
+
+def test_position_interpolation_divides_every_frequency() -> None:
+    config = _config()
+    plain = build_model(config, 1).model.rotary_emb.inv_freq
+    set_context(config, resolve_rope(STRETCHED[0], rope_parameters(config), 128, 64), 128, 64)
+    torch.testing.assert_close(build_model(config, 1).model.rotary_emb.inv_freq, plain / 2)
+
+
+def test_yarn_leaves_fast_frequencies_stretches_slow_ones_and_scales_attention_as_published() -> None:
+    config = _config(hidden_size=256, num_attention_heads=2, num_key_value_heads=2)
+    plain = build_model(config, 1).model.rotary_emb.inv_freq
+    rope = {"type": "yarn", "factor": 8.0, "original": 8192, "theta": 1e4}
+    set_context(config, resolve_rope(rope, rope_parameters(config), 128, 64), 128, 64)
+    rotary = build_model(config, 1).model.rotary_emb
+    assert rotary.attention_scaling == pytest.approx(0.1 * math.log(8) + 1) == pytest.approx(1.2079, abs=1e-4)
+    torch.testing.assert_close(rotary.inv_freq[:5], plain[:5])
+    torch.testing.assert_close(rotary.inv_freq[-5:], plain[-5:] / 8)
+
+
+def test_a_stage_derives_its_rope_from_the_base_and_not_from_a_scaled_one() -> None:
+    resolved = resolve_rope({"type": "linear", "factor": "auto"}, LLAMA3, 128, 64)
+    assert resolved == {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, "32 positions before llama3's bands"

@@ -12,7 +12,8 @@ from harness.study.schema.scalars import Count, Fraction01, Positive, Seed, Text
 
 class ConfigModel(Block):
     config: dict[str, Any] = Field(
-        description="a mapping of model_type and any field of its Hugging Face config, such as hidden_size"
+        description="a mapping of model_type (or like: a folder, .gguf file or hub id whose configuration is taken) "
+        "and any field of its Hugging Face config, such as hidden_size"
     )
 
 
@@ -28,10 +29,11 @@ class BpeTokenizer(Block):
 
 
 class BaseSpec(Block):
-    later: ClassVar[frozenset[str]] = frozenset({"run"})
-
-    model: Annotated[Annotated[Text, TEXT] | Annotated[ConfigModel, MAPPING], TEXT_OR_MAPPING] = Field(
-        description="a folder, a hub id, a .gguf file or {config: {model_type: ...}}"
+    model: Annotated[Annotated[Text, TEXT] | Annotated[ConfigModel, MAPPING], TEXT_OR_MAPPING] | None = Field(
+        None, description="a folder, a hub id, a .gguf file or {config: {model_type: ...}}"
+    )
+    run: Text | None = Field(
+        None, description="STUDY/ARM/SEEDS, a finished run of another study whose weights are taken, instead of a model"
     )
     revision: Text | None = Field(None, description="a revision of the hub id")
     tokenizer: Annotated[Annotated[Text, TEXT] | Annotated[BpeTokenizer, MAPPING], TEXT_OR_MAPPING] | None = Field(

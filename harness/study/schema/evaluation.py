@@ -10,7 +10,6 @@ from harness.study import units
 from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Margin, Size, choice
 from harness.study.schema.scalars import Count, Text, Texts
 
-
 DEFAULT_PROMPTS = 10  # continued where held-out text is evaluated
 
 

@@ -10,6 +10,7 @@ from harness.study.blocks import (
     MAPPING,
     TEXT,
     TEXT_OR_MAPPING,
+    AutoFactor,
     Block,
     RateOrTimes,
     Share,
@@ -28,12 +29,30 @@ Shape = Annotated[
     choice(*_SHAPES),
 ]
 OptimizerName = Annotated[Literal["adamw", "lion", "muon", "sgd"], choice("adamw", "lion", "muon", "sgd")]
-RopeType = Annotated[Literal["default"], choice("default", later=("linear", "yarn", "llama3", "dynamic"))]
+_ROPES = ("default", "linear", "yarn", "llama3")
+RopeType = Annotated[Literal["default", "linear", "yarn", "llama3"], choice(*_ROPES, later=("dynamic",))]
 
 
 class RopeSpec(Block):
-    type: RopeType | None = Field(None, description="default (plain rotary embedding with the given theta)")
-    theta: Positive | None = Field(None, description="the base of the rotary frequencies, such as 1.0e+6")
+    """Rotary embedding, always derived from the base's, whatever an earlier stage had: plain with another `theta`
+    (default), position interpolation (linear), YaRN, or Llama 3's bands."""
+
+    type: RopeType | None = Field(None, description=f"one of {', '.join(_ROPES)}")
+    theta: Positive | None = Field(
+        None, description="the base of the rotary frequencies, such as 1.0e+6 (default: the base model's)"
+    )
+    factor: AutoFactor | None = Field(
+        None,
+        description="how many times longer than the base's positions, above 1, or auto (context.length / original)",
+    )
+    original: Size | None = Field(None, description="positions that are stretched (default: the base model's)")
+    beta_fast: Positive | None = Field(None, description="yarn: rotations above which nothing is stretched, such as 32")
+    beta_slow: Positive | None = Field(None, description="yarn: rotations below which all is stretched, such as 1")
+    attention_factor: Positive | None = Field(
+        None, description="yarn: scale of the attention logits (default: 0.1 ln(factor) + 1)"
+    )
+    low_freq_factor: Positive | None = Field(None, description="llama3: the band's lower end, such as 1")
+    high_freq_factor: Positive | None = Field(None, description="llama3: the band's upper end, such as 4")
 
 
 BaseRope = Annotated[Literal["base"], choice("base"), TEXT]
@@ -42,7 +61,7 @@ BaseRope = Annotated[Literal["base"], choice("base"), TEXT]
 class ContextSpec(Block):
     length: Size | None = Field(None, description="positions per row, such as 2048 or 2^11")
     rope: Annotated[BaseRope | Annotated[RopeSpec, MAPPING], TEXT_OR_MAPPING] | None = Field(
-        None, description="base (as the base model has it) or {type: default, theta: 1.0e+6}"
+        None, description="base (as the base model has it) or a mapping such as {type: yarn, factor: auto}"
     )
     documents: Annotated[Literal["masked", "joined"], choice("masked", "joined")] | None = Field(
         None, description="masked (no attention between the documents of a row) or joined"
