@@ -157,7 +157,8 @@ def task_settings(frame: Frame) -> list[TaskSettings]:
             }
             for name, value in record.items():
                 values.setdefault(name, set()).add(value[:12] if HEX.fullmatch(value) else value)
-        items = sorted({int(m.get("n") or 0) for result in results for m in result["metrics"].values()})
+        counts = [m.get("n") or 0 for r in results for m in r["metrics"].values()] or [r["items"] for r in results]
+        items = sorted({int(count) for count in counts})
         found.append(
             TaskSettings(
                 task=f"{task.suite}: {task.task}" if task.suite else task.task,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from harness.store import evaluations
 
 KIND = "continuations"
 COLUMNS = ("source", "prompt", "reference", "continuation")
+EMPTY_LINES = re.compile(r"\n(?:[ \t]*\n){3,}")  # more than a reader needs to see
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,12 @@ def _rows(frame: Frame, run: Run, key: str) -> list[tuple[str, str, str, str]]:
 
 
 def readable(text: str) -> str:
-    """Text without what a page cannot hold: control characters are shown as their pictures, lines stay lines."""
-    return "".join(_shown(character) for character in text.replace("\r\n", "\n"))
+    """Text without what a page cannot hold: control characters are shown as their pictures, lines stay lines.
+
+    Where a model writes nothing but line breaks, they are counted: `⏎ × 46`.
+    """
+    shown = "".join(_shown(character) for character in text.replace("\r\n", "\n"))
+    return EMPTY_LINES.sub(lambda found: f"\n⏎ × {found[0].count(chr(10))}\n", shown)
 
 
 def _shown(character: str) -> str:

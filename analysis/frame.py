@@ -7,7 +7,7 @@ read. A missing value is absent, never 0: whoever averages must say over what.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -225,7 +225,7 @@ def read_frame(root: Path, plan: Mapping[str, Any] | None = None) -> Frame:
         Task(t.get("suite"), str(t["task"]), str(t["kind"]), str(t["key"]), t.get("headline"))
         for t in plan.get("tasks", [])
     )
-    reader = _Reader(folder, tasks)
+    reader = _Reader(folder, tasks, {(str(e["point"]), e.get("suite"), str(e["task"])) for e in plan["evals"]})
     runs = tuple(reader.run(run, canonical) for run in plan["runs"] if canonical.get(run["arm"]) == run["arm"])
     declared = dict(plan.get("compare") or {})
     primary = tuple(str(name) for name in declared.get("primary") or ())
@@ -292,9 +292,11 @@ def _arms(plan: Mapping[str, Any]) -> tuple[tuple[Arm, ...], dict[str, str]]:
 class _Reader:
     """Reads each state and each evaluation once; runs share both."""
 
-    def __init__(self, folder: Folder, tasks: Sequence[Task]) -> None:
+    def __init__(self, folder: Folder, tasks: Sequence[Task], wanted: Collection[tuple[str, str | None, str]]) -> None:
+        """wanted: (`run@label`, suite, task) of every evaluation that the plan asks for."""
         self.folder = folder
         self.tasks = tasks
+        self.wanted = wanted
         self.values: dict[tuple[str, str, str], Value] = {}
         self.results: dict[str, dict[str, Any]] = {}
         self.damaged: set[str] = set()
@@ -334,7 +336,8 @@ class _Reader:
             where = f"evals/{done.weights}/{task.key}"
             results = self._read_results(where, done.weights, task.key)
             if results is None:
-                whole = False
+                # Texts to read are wanted of a few runs only; without them no other run misses anything.
+                whole = whole and not (task.measured or (f"{run}@{point.label}", task.suite, task.task) in self.wanted)
                 continue
             for measure, record in (results.get("metrics") or {}).items() if task.measured else ():
                 if record.get("value") is None:

@@ -184,7 +184,7 @@ def _eval(verbs: Any) -> None:
 def _export(verbs: Any) -> None:
     made = _verb(verbs, "export", "copy a run's final model to a folder, with a card", export)
     _folder_argument(made)
-    made.add_argument("arm", metavar="ARM[/SEEDS]")
+    made.add_argument("arm", metavar="ARM[/SEEDS][@POINT]", help="POINT: such as ema")
     made.add_argument("out", type=Path, metavar="OUT")
 
 
@@ -216,7 +216,9 @@ def _bench(verbs: Any) -> None:
 
 
 def _doctor(verbs: Any) -> None:
-    _verb(verbs, "doctor", "is everything here that a study needs?", doctor)
+    made = _verb(verbs, "doctor", "what is missing here, and how to get it", doctor)
+    made.add_argument("study", type=Path, metavar="STUDY.yaml", nargs="?", help="check what this study needs")
+    _output(made)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -235,7 +237,7 @@ def plan(options: argparse.Namespace) -> int:
         return _json(prepared.plan.to_json())
     from harness.plan import render
 
-    print(render.text(prepared.plan, prepared.pools))
+    print(render.text(prepared.plan, prepared.pools, shared=prepared.shared_pools))
     for damage in prepared.seen.damage:
         print(f"damaged: {damage}")
     return DONE
@@ -397,8 +399,8 @@ def bench_share(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from harness.launch import doctor as look
 
-    found = look.checks()
-    code = DONE if look.passed(found) else WRONG
+    found = look.checks(options.study, options.folder)
+    code = DONE if look.passed(found) else SOME_FAILED
     return _json(look.to_json(found), code) if options.json else _say(look.text(found), code)
 
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from harness.data.pieces import DataPiece
 from harness.plan.blend import drawn
+from harness.plan.exposure import Views, epochs
 from harness.study.errors import UserError
 
 
@@ -53,8 +55,9 @@ def _drawn(shares: tuple[Fraction, ...], rows: int) -> tuple[int, ...]:
 class Shortage:
     """A source that a path would read more often than allowed.
 
-    asked, allowed: tokens over the path. epochs: asked / tokens in the pool. stage, largest_share: in this stage, the
-    last that draws on the source and could be lowered enough, its share may be at most this when all else stays.
+    asked, allowed: tokens over the path. epochs: how often its documents are served, over all views of the pool. stage,
+    largest_share: in this stage, the last that draws on the source and could be lowered enough, its share may be at
+    most this when all else stays.
     """
 
     source: str
@@ -80,24 +83,27 @@ def shortages(
     pieces: Sequence[Mapping[str, Any]],
     pool_tokens: Mapping[str, int],
     max_epochs: Mapping[str, Fraction | float | None],
+    shared: Views = MappingProxyType({}),
 ) -> list[Shortage]:
     """Sources that the path would read more than `max_epochs` times (None or absent: no cap). Pure.
 
     pool_tokens: training tokens by source (`train.tokens` of its manifest). An epoch is a whole permutation of the
-    pool, so tokens asked / tokens in the pool is how often its documents are served.
+    pool, so tokens asked / tokens in the pool is how often its documents are served. shared: which sources hold the
+    documents of which; what those serve counts, too.
     """
     asked = requested_tokens(pieces)
+    served = epochs(asked, pool_tokens, shared)
     found = []
     for name, tokens in asked.items():
         cap = max_epochs.get(name)
         if cap is None:
             continue
         limit = Fraction(str(cap))
-        allowed = int(limit * pool_tokens[name])
+        by_others = served[name] - Fraction(tokens, pool_tokens[name])
+        allowed = max(0, int((limit - by_others) * pool_tokens[name]))
         if tokens > allowed:
             stage, share = _largest_share(pieces, name, allowed)
-            epochs = Fraction(tokens, pool_tokens[name])
-            found.append(Shortage(name, tokens, allowed, epochs, limit, stage, share))
+            found.append(Shortage(name, tokens, allowed, served[name], limit, stage, share))
     return found
 
 
@@ -106,9 +112,10 @@ def check_demand(
     pool_tokens: Mapping[str, int],
     max_epochs: Mapping[str, Fraction | float | None],
     run: str,
+    shared: Views = MappingProxyType({}),
 ) -> None:
     """UserError when a path asks for more than its sources may give. run: whose path it is, for the message."""
-    found = shortages(pieces, pool_tokens, max_epochs)
+    found = shortages(pieces, pool_tokens, max_epochs, shared)
     if found:
         raise UserError(f"{run}: " + "; ".join(map(str, found)))
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness.data.documents import Split, summarise
+import numpy as np
+
+from harness.data.documents import Documents, Split, summarise
 from harness.data.sources import Source, declared_sources
-from harness.data.token_store import build_token_store, is_complete
+from harness.data.token_store import TokenSource, build_token_store, is_complete
 from harness.data.tokenizer import Progress, Tokenizer, open_tokenizer, silent
 from harness.store.atomic import read_json, sha256_file
 from harness.store.layout import Folder
 from harness.store.manifests import read_source, write_source
 from harness.study.errors import UserError
 
+_BATCH = 256  # documents tokenized at once
 STAMP = ("path", "size", "mtime_ns", "ctime_ns")  # of `file_stamp`
 
 
@@ -45,11 +49,12 @@ def resolve_sources(
 def resolve_source(source: Source, tokenizer: Tokenizer, progress: Progress = silent) -> dict[str, Any]:
     """Read and tokenize one source; the content of its manifest, less the schema number."""
     stamp = source.stamp()
-    summary = summarise(source.documents(), source.held_out)
+    documents = _long_enough(source, tokenizer)
+    summary = summarise(documents(), source.held_out)
     _check_not_empty(source, summary)
     total = summary.train.documents + summary.held_out.documents
     store = build_token_store(
-        source.documents,
+        documents,
         summary,
         tokenizer,
         lambda done: progress(f"tokenizing {source.name}: {done:,} of {total:,} documents"),
@@ -60,12 +65,40 @@ def resolve_source(source: Source, tokenizer: Tokenizer, progress: Progress = si
         "identity": summary.identity,
         "tokens": str(store),
         "tokenizer": tokenizer.identity,
-        "train": meta["train"],
+        "train": {**meta["train"], "beyond": _beyond(store)},
         "held_out": {**meta["held_out"], "identity": summary.held_out.content},
         "declared": stamp["declared"],
+        "pool": source.pool,
         "generator": stamp.get("generator"),
         "files": [{**file, "sha256": sha256_file(Path(file["path"]))} for file in stamp.get("files", [])],
     }
+
+
+def _beyond(store: Path) -> dict[str, int]:
+    """Length → training tokens that lie at least that far from their document's start, for powers of two."""
+    lengths = TokenSource.open(store).lengths
+    longest = int(lengths.max()) if len(lengths) else 0
+    return {
+        str(2**power): int(np.maximum(lengths - 2**power, 0).sum()) for power in range(4, max(4, longest.bit_length()))
+    }
+
+
+def _long_enough(source: Source, tokenizer: Tokenizer) -> Documents:
+    """The documents of a source that have `min_length` tokens (without end-of-text), whatever the context of an arm.
+
+    They are tokenized once to be counted and once more to be stored.
+    """
+    if not source.min_length:
+        return source.documents
+
+    def documents() -> Iterator[str]:
+        waiting = iter(source.documents())
+        while batch := list(islice(waiting, _BATCH)):
+            for text, ids in zip(batch, tokenizer.encode(batch), strict=True):
+                if len(ids) > source.min_length:  # end-of-text is one of them
+                    yield text
+
+    return documents
 
 
 def _still_holds(known: Mapping[str, Any], source: Source, tokenizer: str) -> bool:
@@ -87,5 +120,9 @@ def _check_not_empty(source: Source, summary: Split) -> None:
         raise UserError(
             f"source `{source.name}`: all of its {summary.held_out.documents} documents are held out for evaluation; "
             "lower `held_out` or add documents"
+        )
+    if source.min_length:
+        raise UserError(
+            f"source `{source.name}`: none of its documents has {source.min_length:,} tokens; lower min_length"
         )
     raise UserError(f"source `{source.name}`: it has no text")

@@ -8,8 +8,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from harness.data import arithmetic, passages, stdlib
+from harness.data import arithmetic, hub, passages, stdlib
 from harness.data.files import matching_files, read_files, takes_field
+from harness.plan.canonical import digest
 from harness.study.errors import UserError, nearest
 
 DEFAULT_HELD_OUT = Fraction(1, 50)
@@ -50,14 +51,16 @@ BUILTINS: Mapping[str, _Builtin] = {
 class Source:
     """A declared source, ready to be read.
 
-    declared: what decides its documents, defaults filled in: {"builtin", …parameters} or {"files", "text"}.
-    folder: where relative globs start, the study file's folder.
+    declared: what decides its documents, defaults filled in: {"builtin", …parameters}, {"files", "text"} or {"hf",
+    "name", "split", "revision", "text"}. folder: where relative globs start, the study file's folder. min_length: the
+    fewest tokens of a document, 0 for all.
     """
 
     name: str
     declared: Mapping[str, Any]
     held_out: Fraction
     folder: Path
+    min_length: int = 0
 
     def documents(self) -> Iterator[str]:
         """Every document, held out or not, the same ones in the same order at each call."""
@@ -69,16 +72,31 @@ class Source:
         """The files it is read from; none for a built-in source."""
         if "builtin" in self.declared:
             return []
+        if "hf" in self.declared:
+            return hub.fetch(self.declared, self.name)
         paths = matching_files(self.declared["files"], self.folder, self.name)
         if self.declared["text"] is not None and not takes_field(paths):
             raise UserError(f"source `{self.name}`: `text` names a field, and .txt files have none; leave `text` out")
         return paths
 
+    @property
+    def whole_declaration(self) -> dict[str, Any]:
+        """`declared` with the rules that choose among the documents."""
+        shortest = {"min_length": self.min_length} if self.min_length else {}
+        return {**self.declared, **shortest, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"}
+
+    @property
+    def pool(self) -> str:
+        """Names the documents that it is a view of: sources that differ in `min_length` alone share their documents."""
+        return digest({**self.declared, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"})
+
     def stamp(self) -> dict[str, Any]:
         """What can be seen without reading: as long as it is the same, so are the documents."""
-        declared = {**self.declared, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"}
+        declared = self.whole_declaration
         if "builtin" in self.declared:
             return {"declared": declared, "generator": BUILTINS[self.declared["builtin"]].version()}
+        if "hf" in self.declared:
+            return {"declared": declared}  # a commit never changes
         return {"declared": declared, "files": [file_stamp(path) for path in self.paths()]}
 
 
@@ -99,14 +117,18 @@ def declared_source(name: str, spec: Any, folder: Path) -> Source:
     given = {key: value for key, value in fields.items() if value is not None}
     held_out = Fraction(str(given.pop("held_out", DEFAULT_HELD_OUT)))
     given.pop("max_epochs", None)
+    shortest = int(given.pop("min_length", 0))
     if not 0 <= held_out < 1:
         raise UserError(f"source `{name}`: `held_out` is a share of the documents, at least 0 and below 1")
     if "builtin" in given:
-        return Source(name, _builtin_parameters(name, given), held_out, folder)
+        return Source(name, _builtin_parameters(name, given), held_out, folder, shortest)
+    if "hf" in given:
+        given = {"split": hub.DEFAULT_SPLIT, "text": "text", **given}
+        return Source(name, given, held_out, folder, shortest)
     if "files" not in given or set(given) - {"files", "text"}:
         raise UserError(f"source `{name}`: expected `builtin` or `files` (with `text`), got {sorted(given)}")
     files = {"files": list(given["files"]), "text": given.get("text")}
-    return Source(name, files, held_out, folder)
+    return Source(name, files, held_out, folder, shortest)
 
 
 def declared_sources(study: Any) -> dict[str, Source]:

@@ -22,6 +22,7 @@ from harness.study.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
+    from harness.evals.continuations import Prompt
     from harness.evals.lm import ObservedLM
     from harness.evals.run_lm_eval import Scored
 
@@ -140,6 +141,8 @@ def _evaluate(
     started = time.perf_counter()
     if task.kind == "held_out":
         results, rows = _held_out(lm, model, task, settings)
+    elif task.kind == "continuations":
+        results, rows = _continuations(lm, model, task, settings)
     else:
         results, rows = _lm_eval(lm, task, settings)
     described = {
@@ -155,7 +158,7 @@ def _evaluate(
         "numerics": _numerics(lm),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    evaluations.write(folder, weights, task.key, described, _table(rows))
+    evaluations.write(folder, weights, task.key, described, _table(rows, task.kind))
 
 
 def _lm_eval(lm: ObservedLM, task: EvalTask, settings: EvalSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -211,6 +214,52 @@ def _held_out(
     }, held_out.rows(losses, settings.window, settings.by_position)
 
 
+def _continuations(
+    lm: ObservedLM, model: Path, task: EvalTask, settings: EvalSettings
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from harness.evals import continuations
+
+    prompts = _prompts(lm, model, task, settings)
+    ids = [prompt.tokens for prompt in prompts]
+    end = lm.tokenizer.eos_token_id
+    written = continuations.write(lm.model, ids, lm.prefix_token_id, end, settings.new_tokens, lm.device)
+    return {
+        "headline": None,
+        "metrics": {},
+        "settings": {
+            "prompts": settings.continuations,
+            "prompt_tokens": settings.prompt_tokens,
+            "new_tokens": settings.new_tokens,
+            "decoding": "greedy",
+            "dtype": DTYPE,
+            "left_context": lm.tokenizer.convert_ids_to_tokens(lm.prefix_token_id),
+            "content": task.content,
+        },
+        "versions": {},
+        "task_hash": hashlib.sha256("".join(prompt.doc_hash for prompt in prompts).encode()).hexdigest(),
+        "truncated": 0,
+        "beyond_trained_length": _beyond([len(a) + len(b) for a, b in zip(ids, written, strict=True)], settings),
+    }, list(continuations.rows(lm.tokenizer, prompts, written))
+
+
+def _prompts(lm: ObservedLM, model: Path, task: EvalTask, settings: EvalSettings) -> list[Prompt]:
+    """The prompts of a task, kept for the next state. As many documents are looked at as held-out loss does by default,
+    however many that is set to: what else is evaluated does not choose the prompts."""
+    from harness.evals import continuations
+
+    most = max(EvalSettings.documents, settings.continuations)
+    shape = settings.continuations, settings.prompt_tokens, settings.new_tokens
+
+    def chosen() -> list[Prompt]:
+        read = {name: _read_and_encode(Path(path), most, lm.tokenizer) for name, path in task.sources.items()}
+        return continuations.choose(read, *shape)
+
+    files = _tokenizer_files(model)
+    key = (task.key, tuple((path, _stamp(Path(path))) for path in task.sources.values()), files)
+    found: list[Prompt] = _remembered(key, chosen) if files else chosen()
+    return found
+
+
 def _beyond(lengths: Sequence[int], settings: EvalSettings) -> int | None:
     """Items of which some positions that were scored lie beyond the trained length. None when that is not known."""
     if settings.trained_length is None:
@@ -220,13 +269,23 @@ def _beyond(lengths: Sequence[int], settings: EvalSettings) -> int | None:
 
 def _encoded(path: Path, most: int, model: Path, tokenizer: Any) -> Encoded:
     """Held-out documents and their tokens, kept for the next state with the same documents and tokenizer."""
-    stat = path.stat() if path.exists() else None
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
-    files = tuple((name, sha256_file(model / name)) for name in names if (model / name).is_file())
-    key = (path, stat and (stat.st_size, stat.st_mtime_ns), most, files)
+    files = _tokenizer_files(model)
     if not files:
         return _read_and_encode(path, most, tokenizer)
-    return _remembered(key, lambda: _read_and_encode(path, most, tokenizer))
+    key = (path, _stamp(path), most, files)
+    found: Encoded = _remembered(key, lambda: _read_and_encode(path, most, tokenizer))
+    return found
+
+
+def _tokenizer_files(model: Path) -> tuple[tuple[str, str], ...]:
+    """Checksums of the files that decide how the model's tokenizer encodes; empty where there is none of them."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+    return tuple((name, sha256_file(model / name)) for name in names if (model / name).is_file())
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    stat = path.stat() if path.exists() else None
+    return stat and (stat.st_size, stat.st_mtime_ns)
 
 
 def _read_and_encode(path: Path, most: int, tokenizer: Any) -> Encoded:
@@ -236,11 +295,11 @@ def _read_and_encode(path: Path, most: int, tokenizer: Any) -> Encoded:
     return documents, held_out.encode(tokenizer, documents)
 
 
-_memory: dict[Any, Encoded] = {}
+_memory: dict[Any, Any] = {}
 _REMEMBERED = 16
 
 
-def _remembered(key: Any, make: Callable[[], Encoded]) -> Encoded:
+def _remembered(key: Any, make: Callable[[], Any]) -> Any:
     if key not in _memory:
         while len(_memory) >= _REMEMBERED:
             del _memory[next(iter(_memory))]
@@ -259,7 +318,11 @@ def _numerics(lm: ObservedLM) -> dict[str, Any]:
     return {"device": str(lm.device), "threads": torch.get_num_threads()}
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
+def _table(rows: Sequence[Mapping[str, Any]], kind: str) -> pyarrow.Table:
     import pyarrow
 
+    if kind == "continuations":  # columns of their kind also where there is no prompt
+        from harness.evals.continuations import COLUMNS
+
+        return pyarrow.Table.from_pylist(list(rows), pyarrow.schema([(name, pyarrow.string()) for name in COLUMNS]))
     return pyarrow.Table.from_pylist(list(rows))

@@ -23,8 +23,11 @@ def check_measured(metrics: Iterable[str], tasks: Sequence[EvalTask]) -> None:
     Averages and `bpb.SOURCE` were checked with the study. What a task measures is known from its YAML; of a task whose
     YAML cannot be read without running it nothing is refused. Raises UserError with the nearest name.
     """
+    texts = {task.suite for task in tasks if task.kind == "continuations"}
     for metric in metrics:
         suite, _, rest = metric.partition(".")
+        if suite in texts:
+            raise UserError(f"compare: `{metric}` is not measured; continuations are texts to read and have no metric.")
         own = {task.task: task for task in tasks if task.suite == suite and task.kind == "lm_eval"}
         if rest == "average" or not own:
             continue

@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from harness.evals.settings import EvalSettings, EvalTask, held_out_key, lm_eval_key
+from harness.evals.settings import EvalSettings, EvalTask, continuations_key, held_out_key, lm_eval_key
 from harness.evals.task_files import SUFFIX, own_task, read_task_file, stock_task
 from harness.plan.canonical import digest
 from harness.study.errors import UserError, nearest
@@ -22,6 +22,7 @@ from harness.study.schema import EvalSpec
 
 SUITES = Path(__file__).parent / "suites"
 HELD_OUT_SUITE = "bpb"
+CONTINUATIONS = "continuations"  # its suite and its only task
 LONE_TASKS_SUITE = "tasks"
 HELD_OUT_FILE = "held_out.jsonl"
 
@@ -88,6 +89,7 @@ def study_settings(
         window=None if held_out is None else int(held_out.window),
         by_position=held_out is not None and held_out.by_position,
         documents=EvalSettings.documents if held_out is None else int(held_out.documents),
+        continuations=spec.prompts,
         device=device,
         threads=threads,
     )
@@ -99,11 +101,12 @@ def resolve_tasks(
     settings: EvalSettings,
     folder: Path | None = None,
 ) -> list[EvalTask]:
-    """Every task that a study evaluates, in order: those of its suites, its own, its held-out sources.
+    """Every task that a study evaluates, in order: those of its suites, its own, its held-out sources, continuations.
 
     source_manifests: by source name, as `store.manifests` reads them; each becomes a held-out task when
-    `settings.window` is set. folder: where the study's relative paths of task YAML begin (its own folder; None: the
-    working directory).
+    `settings.window` is set, and all together the one of continuations; whoever passes some of a study's sources only
+    must leave that one out, for its key is of them all. folder: where the study's relative paths of task YAML begin
+    (its own folder; None: the working directory).
 
     Neither lm-eval nor torch is imported. Raises UserError for unknown names and files that are not there.
     """
@@ -117,6 +120,8 @@ def resolve_tasks(
         found.append(_task(LONE_TASKS_SUITE, entry, folder or Path(), settings, limit))
     if settings.window is not None:
         found += [_held_out(name, manifest, settings) for name, manifest in source_manifests.items()]
+    if settings.continuations and source_manifests:
+        found += _continuations(source_manifests, settings, required=bool(spec.continuations))
     _refuse_ambiguous(found)
     return found
 
@@ -151,9 +156,8 @@ def _task(suite: str, entry: SuiteTask, folder: Path | None, settings: EvalSetti
 
 
 def _held_out(name: str, manifest: Mapping[str, Any], settings: EvalSettings) -> EvalTask:
-    """The held-out documents of a source. Token counts are left out: the tokenizer is the weights' affair."""
-    held_out = {field: value for field, value in manifest["held_out"].items() if field != "tokens"}
-    content = digest({"source": manifest["identity"], "held_out": held_out})
+    """The held-out documents of a source."""
+    content = _held_out_content(manifest)
     return EvalTask(
         key=held_out_key(content, settings),
         suite=HELD_OUT_SUITE,
@@ -162,9 +166,45 @@ def _held_out(name: str, manifest: Mapping[str, Any], settings: EvalSettings) ->
         num_fewshot=None,
         headline="bits_per_byte",
         limit=None,
-        path=str(Path(manifest["tokens"]) / HELD_OUT_FILE),
+        path=_held_out_file(manifest),
         content=content,
     )
+
+
+def _held_out_content(manifest: Mapping[str, Any]) -> str:
+    """Names a source's held-out text. Token counts are left out: the tokenizer is the weights' affair."""
+    held_out = {field: value for field, value in manifest["held_out"].items() if field != "tokens"}
+    return digest({"source": manifest["identity"], "held_out": held_out})
+
+
+def _held_out_file(manifest: Mapping[str, Any]) -> str:
+    return str(Path(manifest["tokens"]) / HELD_OUT_FILE)
+
+
+def _continuations(
+    manifests: Mapping[str, Mapping[str, Any]], settings: EvalSettings, required: bool
+) -> list[EvalTask]:
+    """The task of what the model writes; none where no source has held-out text, unless it is asked for by name."""
+    held_out = {name: manifests[name] for name in sorted(manifests) if manifests[name]["held_out"]["documents"]}
+    if not held_out:
+        if required:
+            raise UserError("`eval.continuations` needs held-out text, and no source has any: raise its `held_out`.")
+        return []
+    content = digest({name: _held_out_content(manifest) for name, manifest in held_out.items()})
+    return [
+        EvalTask(
+            key=continuations_key(content, settings),
+            suite=CONTINUATIONS,
+            task=CONTINUATIONS,
+            kind="continuations",
+            num_fewshot=None,
+            headline=None,
+            limit=None,
+            path=None,
+            content=content,
+            sources={name: _held_out_file(manifest) for name, manifest in held_out.items()},
+        )
+    ]
 
 
 def _refuse_ambiguous(tasks: Sequence[EvalTask]) -> None:

@@ -1,12 +1,13 @@
-"""`ablate export`: a run's final weights as a model folder with its card."""
+"""`ablate export`: a run's weights as a model folder with its card."""
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from harness.launch.card import END, Exported, card
 from harness.launch.status import read_plan
 from harness.store import states
 from harness.store.atomic import publish, staging_folder, writing
@@ -16,34 +17,65 @@ from harness.study.errors import UserError, nearest
 
 
 def export(folder: Folder, which: str, out: Path) -> Path:
-    """Copy the final model of `ARM` or `ARM/SEEDS` to `out`, which must not exist, with a README.md. Returns `out`."""
-    plan = read_plan(folder)
-    run = _run(folder, plan, which)
-    if out.exists():
+    """Copy the model of `ARM`, `ARM/SEEDS` or `ARM/SEEDS@LABEL` to `out`, with a README.md. Returns `out`.
+
+    LABEL: a point of the run, such as `ema`; its end without one. Raises UserError, having changed nothing, when `out`
+    exists, when there is no such run or point, and when its weights are not there.
+    """
+    it = find(folder, which)
+    if os.path.lexists(out):
         raise UserError(f"{out} exists already; export to a folder that does not.")
-    state = folder.state(run["path"][-1])
-    try:
-        done = states.verify_state(state)
-    except Damaged as reason:
-        raise UserError(f"{run['name']} cannot be exported: {reason}. `ablate run` makes it anew.") from None
-    if done is None or done.checkpoint is None:
-        why = "is not finished" if done is None else "diverged, so it has no weights at its end"
-        raise UserError(f"{run['name']} {why}; there is nothing to export.")
-    with writing(out.absolute()):
-        staged = staging_folder(out.absolute())
+    final = out.absolute()
+    with writing(final):
+        staged = staging_folder(final)
         try:
-            shutil.copytree(state.checkpoints / done.checkpoint / "model", staged, dirs_exist_ok=True)
-            (staged / "README.md").write_text(_card(plan, run, state.id, done), encoding="utf-8")
-            publish(staged, out.absolute())
+            model = folder.state(it.state).checkpoints / str(it.done.checkpoint) / "model"
+            shutil.copytree(model, staged, dirs_exist_ok=True)
+            (staged / "README.md").write_text(card(it), encoding="utf-8")
+            publish(staged, final)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
     return out
 
 
-def _run(folder: Folder, plan: dict[str, Any], which: str) -> dict[str, Any]:
-    names = {arm["name"]: arm["same_as"] or arm["name"] for arm in plan["arms"]}
+def find(folder: Folder, which: str) -> Exported:
+    """What `which` names, its weights looked at. Raises UserError."""
+    plan = read_plan(folder)
+    name, seeds, label = _parts(plan, which)
+    run = _run(folder, plan, name, seeds)
+    labels = {str(point["label"]): str(point["state"]) for point in run["points"]}
+    labels.setdefault(END, run["path"][-1])
+    if label not in labels:
+        raise UserError(f"{run['name']} has no point `{label}`; {nearest(label, labels)}")
+    title = run["name"] if label == END else f"{run['name']}@{label}"
+    state = labels[label]
+    try:
+        done = states.verify_state(folder.state(state))
+    except Damaged as reason:
+        raise UserError(f"{title} cannot be exported: {reason}. `ablate run` makes it anew.") from None
+    if done is None or done.checkpoint is None:
+        why = "is not finished" if done is None else "diverged, so it has no weights at its end"
+        raise UserError(f"{title} {why}; there is nothing to export.")
+    return Exported(folder, plan, run, name, label, state, done)
+
+
+def _parts(plan: dict[str, Any], which: str) -> tuple[str, str, str]:
+    """Arm, seeds (empty: not named) and label. An arm's own name may hold an `@`."""
     arm, _, seeds = which.partition("/")
+    if seeds:
+        seeds, at, label = seeds.partition("@")
+    elif arm in {entry["name"] for entry in plan["arms"]}:
+        at = label = ""
+    else:
+        arm, at, label = arm.rpartition("@") if "@" in arm else (arm, "", "")
+    if at and not label:
+        raise UserError(f"`{which}` ends with `@`; expected a point behind it, such as `ema`.")
+    return arm, seeds, label or END
+
+
+def _run(folder: Folder, plan: dict[str, Any], arm: str, seeds: str) -> dict[str, Any]:
+    names = {entry["name"]: entry["same_as"] or entry["name"] for entry in plan["arms"]}
     if arm not in names:
         raise UserError(f"{folder.root} has no arm `{arm}`; {nearest(arm, names)}")
     runs = [run for run in plan["runs"] if run["arm"] == names[arm] and seeds in ("", run["seed_set"])]
@@ -51,28 +83,5 @@ def _run(folder: Folder, plan: dict[str, Any], which: str) -> dict[str, Any]:
         return dict(runs[0])
     choices = [run["name"] for run in plan["runs"] if run["arm"] == names[arm]]
     if not runs:
-        raise UserError(f"arm `{arm}` has no seeds `{seeds}`; {nearest(which, choices)}")
+        raise UserError(f"arm `{arm}` has no seeds `{seeds}`; {nearest(f'{arm}/{seeds}', choices)}")
     raise UserError(f"arm `{arm}` has {len(runs)} runs; name one of them: {', '.join(choices)}")
-
-
-def _card(plan: dict[str, Any], run: dict[str, Any], state: str, done: states.Done) -> str:
-    arm = next(arm for arm in plan["arms"] if arm["name"] == run["arm"])
-    changes = [f"- `{path}`: `{json.dumps(value)}`" for path, value in arm["changes"].items()] or [
-        "- nothing: the study as it is"
-    ]
-    seeds = ", ".join(f"{name} {value}" for name, value in run["seeds"].items())
-    lines = [
-        f"# {plan['study']}: {run['name']}",
-        "",
-        *([str(plan["question"]), ""] if plan.get("question") else []),
-        f"Trained on {done.tokens:,} tokens in {done.step:,} updates; seeds: {seeds}.",
-        "",
-        "What this arm changes against `default`:",
-        "",
-        *changes,
-        "",
-        f"State `{state}`, weights `{done.weights}`.",
-        "",
-        "Open it with `transformers.AutoModelForCausalLM.from_pretrained`.",
-    ]
-    return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from harness.launch.items import items_of
 from harness.launch.observe import Seen, observe
 from harness.launch.resolve import Resolved, evaluation_tasks, known, lacks_origin, resolve
 from harness.plan.cost import shape_of
+from harness.plan.exposure import Views, views
 from harness.plan.observed import TaskRef
 from harness.plan.plan import Plan, PlanRun, build_plan
 from harness.store.layout import Folder
@@ -39,6 +40,11 @@ class Prepared:
     def pools(self) -> dict[str, int]:
         """Training tokens of each resolved source."""
         return {name: int(manifest["train"]["tokens"]) for name, manifest in self.resolved.sources.items()}
+
+    @property
+    def shared_pools(self) -> Views:
+        """Which sources hold the documents of which."""
+        return views(self.resolved.sources)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -123,7 +129,7 @@ def check_shortage(prepared: Prepared) -> None:
     caps, pools = _caps(prepared.study, prepared.resolved)
     for run in prepared.plan.runs if caps else ():
         if any(prepared.plan.segments[name].needed for name in run.path):
-            check_demand(_pieces(run), pools, caps, run.name)
+            check_demand(_pieces(run), pools, caps, run.name, prepared.shared_pools)
 
 
 def _to_drop(plan: Plan, resolved: Resolved) -> dict[str, str]:
@@ -139,7 +145,7 @@ def _to_drop(plan: Plan, resolved: Resolved) -> dict[str, str]:
     first = {run.arm: run for run in reversed(plan.runs)}
     over = {}
     for arm in (arm.name for arm in study.arms if arm.name in droppable):
-        found = shortages(_pieces(first[names[arm]]), pools, caps)
+        found = shortages(_pieces(first[names[arm]]), pools, caps, views(resolved.sources))
         if found:
             over[arm] = "; ".join(map(str, found))
     return over

@@ -133,9 +133,11 @@ def _known_sources(study: Study, folder: Folder, tokenizer: str) -> dict[str, Ma
     found: dict[str, Mapping[str, Any]] = {}
     for name, source in declared_sources(study).items():
         manifest = manifests.read_source(folder, name)
-        share = source.held_out
-        declared = {**source.declared, "held_out": f"{share.numerator}/{share.denominator}"}
-        if manifest is not None and manifest["declared"] == declared and manifest["tokenizer"] == tokenizer:
+        if (
+            manifest is not None
+            and manifest["declared"] == source.whole_declaration
+            and manifest["tokenizer"] == tokenizer
+        ):
             found[name] = manifest
     return found
 

@@ -44,6 +44,7 @@ def _rests_on(prepared: Prepared) -> str:
             "states": sorted([name, seen.outcome, seen.weights] for name, seen in observed.states.items()),
             "lint": [vars(item) for item in prepared.plan.lint],
             "evaluations": sorted(map(list, observed.evaluations)),
+            "asked": [[item.run, item.label, item.task.key] for item in prepared.plan.evals],
             "code": tree_hash(),
         }
     )

@@ -181,15 +181,19 @@ def _progress(row: Mapping[str, Any] | None, bounds: Mapping[str, Any]) -> str:
 def _evaluated(folder: Folder, plan: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:
     """Whether a trained run has all its evaluations."""
     wanted, there = 0, 0
-    labels = {item["point"] for item in plan["evals"] if item["point"].startswith(run["name"] + "@")}
+    keys = {(task["suite"], task["task"]): task["key"] for task in plan["tasks"]}
+    of_point: dict[str, list[str]] = {}
+    for item in plan["evals"]:
+        if item["point"].startswith(run["name"] + "@"):
+            of_point.setdefault(item["point"], []).append(keys[item["suite"], item["task"]])
     for point in run["points"]:
-        if f"{run['name']}@{point['label']}" not in labels:
+        asked = of_point.get(f"{run['name']}@{point['label']}")
+        if asked is None:
             continue
         done = states.read_done(folder.state(point["segment"] or run["base"]))
-        for task in plan["tasks"]:
-            wanted += 1
-            weights = None if done is None else done.weights
-            there += weights is not None and _has(folder, weights, task["key"])
+        weights = None if done is None else done.weights
+        wanted += len(asked)
+        there += sum(weights is not None and _has(folder, weights, key) for key in asked)
     if there == wanted:
         return "done", ""
     return ("evaluating" if at_work(folder) else "unevaluated"), f"{there}/{wanted}"

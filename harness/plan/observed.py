@@ -74,7 +74,8 @@ NOTHING = Observed()
 class TaskRef:
     """One evaluation task of the study: its key names everything about it but the weights.
 
-    kind: `lm_eval` or `held_out`. headline: the metric that stands for the task in a suite's average, if any does.
+    kind: `lm_eval`, `held_out` or `continuations` (which gives texts and no metric). headline: the metric that stands
+    for the task in a suite's average, if any does.
     """
 
     suite: str
@@ -82,3 +83,8 @@ class TaskRef:
     kind: str
     key: str
     headline: str | None = None
+
+    @property
+    def for_reading(self) -> bool:
+        """Whether it gives texts, which are wanted once an arm and no metric of anything."""
+        return self.kind == "continuations"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from harness.plan.exposure import Views, epochs
 from harness.plan.lint import source_tokens
 
 if TYPE_CHECKING:
@@ -15,15 +16,18 @@ if TYPE_CHECKING:
 
 MOST_ARMS = 60
 
+NO_VIEWS: Views = {}
 
-def text(plan: Plan, pools: Mapping[str, int] | None = None, width: int = 80) -> str:
-    """The plan in `width` columns. pools: training tokens of each resolved source, for epochs."""
+
+def text(plan: Plan, pools: Mapping[str, int] | None = None, width: int = 80, shared: Views = NO_VIEWS) -> str:
+    """The plan in `width` columns. pools: training tokens of each resolved source, for epochs, counted over all views
+    of one pool (`shared`)."""
     parts = [
         _head(plan, width),
         _arms(plan, width),
         _controls(plan, width),
         _work(plan, width),
-        _exposures(plan, pools or {}, width),
+        _exposures(plan, pools or {}, width, shared),
         _cost(plan),
         _findings(plan, width),
     ]
@@ -152,7 +156,7 @@ def _segment_line(plan: Plan, segment: Segment) -> str:
     )
 
 
-def _exposures(plan: Plan, pools: Mapping[str, int], width: int) -> str:
+def _exposures(plan: Plan, pools: Mapping[str, int], width: int, shared: Views) -> str:
     """Tokens asked of each source over the whole path, and epochs of its pool, per arm."""
     names = list(plan.study.sources)
     trained = {run.arm for run in plan.runs}
@@ -162,10 +166,11 @@ def _exposures(plan: Plan, pools: Mapping[str, int], width: int) -> str:
             continue
         tokens = source_tokens(arm.treatment)
         cells = []
+        often = epochs(tokens, pools, shared)
         for name in names:
             asked = tokens.get(name, 0)
-            epochs = f" ({asked / pools[name]:.2f})" if asked and pools.get(name) else ""
-            cells.append(f"{count(asked)}{epochs}" if asked else "-")
+            times = f" ({float(often[name]):.2f})" if asked and name in often else ""
+            cells.append(f"{count(asked)}{times}" if asked else "-")
         rows.append([arm.name, *cells])
     return table(rows, right=range(1, len(names) + 1), width=width)
 

@@ -59,12 +59,20 @@ def check_names(spec: StudySpec) -> None:
 def resolve_source(name: str, source: SourceSpec) -> SourceSpec:
     """A source with the parameters of its built-in kind filled in. Raises Mistake for parameters of another kind."""
     path = ("sources", name)
-    if (source.builtin is None) == (source.files is None):
-        both = "holds `builtin` and `files`" if source.builtin else "says nowhere where its text comes from"
-        raise Mistake(path, f"{both}; expected one of builtin, files")
-    own = PARAMETERS[source.builtin] if source.builtin else {"text": "text"}
-    of = f"`{source.builtin}`" if source.builtin else "a source of files"
-    for key in (*_GENERATED, "text"):
+    kinds = [kind for kind in ("builtin", "files", "hf") if getattr(source, kind) is not None]
+    if len(kinds) != 1:
+        both = f"holds `{'` and `'.join(kinds)}`" if kinds else "says nowhere where its text comes from"
+        raise Mistake(path, f"{both}; expected one of builtin, files, hf")
+    if source.builtin is not None:
+        own, of = PARAMETERS[source.builtin], f"`{source.builtin}`"
+    elif source.hf is not None:
+        own, of = {"text": "text", "split": "train", "name": None, "revision": None}, "a source of the hub"
+        if source.revision is None:
+            message = "is missing; expected a commit, 40 hexadecimal digits, so that the study can be repeated"
+            raise Mistake((*path, "revision"), message)
+    else:
+        own, of = {"text": "text"}, "a source of files"
+    for key in (*_GENERATED, "name", "split", "revision", "text"):
         if getattr(source, key) is not None and key not in own:
             raise Mistake((*path, key), f"{of} takes no `{key}`; {nearest(key, own)}", at_key=True)
     if source.distance and source.distance[0] > source.distance[1]:

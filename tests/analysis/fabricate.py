@@ -91,7 +91,7 @@ class Design:
 
     @property
     def tasks(self) -> tuple[Mapping[str, str], ...]:
-        """What is evaluated at every point, and what is written at the end."""
+        """What is evaluated at every point, and what is written by one run an arm at the end."""
         return (*TASKS, WRITTEN) if self.continuations else TASKS
 
 
@@ -166,6 +166,7 @@ def _run(design: Design, arm: str, seed: str) -> dict[str, Any]:
             {"point": point, "key": key("task", task["task"]), "suite": task["suite"], "task": task["task"]}
             for point in ("base", *([str(HALF)] if design.every else []), "stable", "end", *(["ema"] * design.ema))
             for task in design.tasks
+            if task is not WRITTEN or (point == "end" and seed == design.seeds[0])
         ],
     }
 
@@ -386,7 +387,7 @@ def _decay(folder: Folder, design: Design, run: Mapping[str, Any], noise: Mappin
         state,
         {task["task"]: effects.get(task["task"], 0.0) + together + noise[arm, seed, task["task"]] for task in TASKS},
     )
-    if design.continuations:
+    if design.continuations and seed == design.seeds[0]:
         _write_continuations(folder, design, key("weights", state), arm)
     if design.ema:
         averaged = run["points"][-1]["state"]

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from analysis import appendix, compute
@@ -19,7 +20,7 @@ from analysis.groups import factors_of, groups_of
 from analysis.report import build
 from analysis.tables import build_rows
 from analysis.trajectory import trajectories
-from harness.store import attempts
+from harness.store import attempts, evaluations
 from harness.store.layout import Folder
 from harness.store.metrics import MetricsWriter
 from tests.analysis.conftest import RICH
@@ -88,6 +89,7 @@ def test_what_a_model_writes_cannot_become_markup_or_control_characters(rich: Pa
     assert "\x00" not in text and "\x1b" not in text and "␀␛[31m" in text
     assert Page(text).faults == []
     assert readable("a\r\nb\tc\x07\u200b\u202e") == "a\nb\tc␇\ufffd\ufffd"
+    assert readable("a" + 47 * "\n" + "b\n\n\nc") == "a\n⏎ × 47\nb\n\n\nc", "a page of empty lines is counted"
 
 
 def test_continuations_are_no_metric_and_no_number_rests_on_them(rich: Path) -> None:
@@ -96,6 +98,30 @@ def test_continuations_are_no_metric_and_no_number_rests_on_them(rich: Path) -> 
     assert all(run.status == "done" for run in frame.runs)
     shutil_free = [row for row in csv_rows(rich) if key("task", "continuations") in row["evaluations"]]
     assert shutil_free == []
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_arm_that_writes_nothing_is_said_to_and_a_first_line_break_is_kept(tmp_path: Path) -> None:
+    root = fabricate(tmp_path, replace(RICH, continuations=1))
+    weights = key("weights", json.loads((root / "plan.json").read_text("utf-8"))["runs"][0]["path"][-1])
+    where = Folder(root).evaluation(weights, key("task", "continuations"))
+    row = {"source": ["docs"], "prompt": ["Prompt"], "reference": ["\n  indented"], "continuation": [""]}
+    results = json.loads((where / "results.json").read_text("utf-8"))
+    shutil.rmtree(where)
+    evaluations.write(Folder(root), weights, key("task", "continuations"), results, pyarrow.table(row))
+    build(root)
+    assert "<pre>\n\n  indented</pre>" in html(root), "a parser drops the line break right after <pre>"
+    assert html(root).count("nothing: the document ends here") == 1 and "| *nothing* |" in markdown(root)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_run_whose_texts_are_missing_is_unevaluated_and_the_other_seeds_are_done(tmp_path: Path) -> None:
+    root = fabricate(tmp_path, RICH)
+    weights = key("weights", json.loads((root / "plan.json").read_text("utf-8"))["runs"][0]["path"][-1])
+    shutil.rmtree(Folder(root).evaluation(weights, key("task", "continuations")))
+    status = {run.name: run.status for run in read_frame(root).runs}
+    assert [name for name, word in status.items() if word != "done"] == ["default/d1"]
+    assert status["default/d1"] == "unevaluated"
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -207,7 +233,7 @@ def test_the_compute_statement_keeps_what_was_measured_from_what_was_assumed(ric
     assert "PaLM, 2204.02311" in text
     assert "assumed: 40 % of 989 TFLOP/s (H100, dense bf16)); this is no measurement" in text
     assert "no work was lost" in text and "on CPU, 1 thread (21 attempts)" in text
-    results = 4 * (1 + 3 + 3 + 15 + 15) + 15  # tasks at base, halves, trunks, ends and averages; and the texts
+    results = 4 * (1 + 3 + 3 + 15 + 15) + 5  # tasks at base, halves, trunks, ends and averages; texts an arm
     assert f"for {results} results" in text
 
 

@@ -76,3 +76,12 @@ def test_when_an_earlier_stage_alone_asks_too_much_its_share_is_the_one_named() 
     assert found.stage == "stable"
     assert found.largest_share is not None
     assert float(found.largest_share) == 2000 / 8000
+
+
+def test_what_another_view_of_the_pool_serves_counts_against_the_cap() -> None:
+    pieces = [piece(0, 1600, MIXTURE)]
+    pools, shared = {"web": 2880, "math": 320}, {"math": ["web"]}
+    assert shortages(pieces, pools, {"math": 1}) == []
+    assert shortages(pieces, pools, {"math": 1}, shared) == [], "half an epoch of its own and half of the whole pool"
+    (found,) = shortages(pieces, pools, {"math": 0.75}, shared)
+    assert (found.epochs, found.asked, found.allowed) == (1, 160, 80)

@@ -66,7 +66,7 @@ def test_the_store_holds_every_training_document_and_the_held_out_ones_as_text(s
     assert list(held_out_texts(manifest["tokens"])) == kept
     assert source.ids.dtype == np.uint16
     assert source.identity == manifest["identity"]
-    assert manifest["train"] == {
+    assert {name: value for name, value in manifest["train"].items() if name != "beyond"} == {
         "documents": len(training),
         "tokens": source.tokens_total,
         "bytes": sum(len(text.encode()) for text in training),
@@ -172,3 +172,31 @@ def test_files_are_found_beside_the_study_and_progress_is_told(study: Any, tmp_p
     assert any("training a tokenizer" in line for line in told)
     assert "tokenizing web: 60 of 60 documents" in told
     assert declared_source("web", study.sources["web"], tmp_path).paths() == [tmp_path / "web.jsonl"]
+
+
+def test_a_view_holds_the_long_documents_and_its_pool_s_name(study: Any, tmp_path: Path) -> None:
+    texts = [f"Number {number}. " * (1 + number % 7) for number in range(60)]
+    write(tmp_path, texts)
+    study.sources["long"] = {**study.sources["web"], "min_length": 20}
+    found = resolve(study, tmp_path / "results")
+    tokenizer = open_tokenizer(Path(resolve_tokenizer(study)["path"]))
+    kept = [text for text, _, held_out in split(texts, Fraction(1, 5)) if not held_out]
+    long = [text for text, ids in zip(kept, tokenizer.encode(kept), strict=True) if len(ids) - 1 >= 20]
+    assert 0 < len(long) < len(kept)
+    assert found["long"]["train"]["documents"] == len(long)
+    assert found["web"]["train"]["documents"] == len(kept)
+    assert found["long"]["pool"] == found["web"]["pool"] != found["facts"]["pool"]
+    assert found["long"]["identity"] != found["web"]["identity"]
+    assert resolve(study, tmp_path / "results") == found, "a second look reads nothing again"
+    study.sources["long"]["min_length"] = 10_000
+    with pytest.raises(UserError, match="none of its documents has 10,000 tokens"):
+        resolve(study, tmp_path / "results")
+
+
+def test_the_manifest_says_how_much_of_a_source_lies_beyond_each_length(study: Any, tmp_path: Path) -> None:
+    manifest = resolve(study, tmp_path / "results")["facts"]
+    lengths = TokenSource.open(manifest["tokens"]).lengths
+    beyond = manifest["train"]["beyond"]
+    assert beyond["16"] == sum(max(0, int(length) - 16) for length in lengths)
+    assert list(beyond) == sorted(beyond, key=int)
+    assert int(list(beyond)[-1]) < lengths.max() <= 2 * int(list(beyond)[-1])

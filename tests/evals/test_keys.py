@@ -119,6 +119,7 @@ def test_every_field_of_the_study_s_eval_block_reaches_the_settings() -> None:
         {"batch_size": 3, "held_out": {"window": 32, "by_position": True, "documents": 7}, "limit": 5}
     )
     expected = EvalSettings(64, batch_size=3, window=32, by_position=True, documents=7, device="cpu", threads=1)
+    expected = replace(expected, continuations=10)  # where held-out text is evaluated
     assert study_settings(spec, 64, device="cpu", threads=1) == expected
 
 

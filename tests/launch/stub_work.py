@@ -65,8 +65,11 @@ def _evaluate(folder: Folder, order: Order, detail: Mapping[str, Any]) -> Result
         results: dict[str, Any] = {name: task[name] for name in ("task", "kind", "key")}
         results |= {"weights": done.weights, "metrics": {"bits_per_byte": metric}, "headline": "bits_per_byte"}
         results |= {"settings": {}, "versions": {}, "task_hash": "0" * 64, "max_length": 64, "trained_length": 64}
-        results |= {"seconds": 0.0, "truncated": 0}
+        results |= {"seconds": 0.0, "truncated": 0, "items": 1}
         samples = pyarrow.table({"doc_id": [0], "nll": [1.0], "bytes": [1], "tokens": [1], "doc_hash": ["0"]})
+        if task["kind"] == "continuations":
+            results |= {"metrics": {}, "headline": None}
+            samples = pyarrow.table({name: ["text"] for name in ("source", "prompt", "reference", "continuation")})
         evaluations.write(folder, done.weights, task["key"], results, samples)
     return Result("evaluated")
 

@@ -143,7 +143,7 @@ def _earlier_results(
     Results are named by their settings, so no table mixes the two: what is missing is shown as missing. But whoever
     looks at half an evaluation must know that the rest is not lost.
     """
-    by_task = {task.task: task.key for task in plan.tasks}
+    by_task = {task.task: task.key for task in plan.tasks if not task.for_reading}
     present: dict[str, EvaluationSeen] = {}
     for result in observed.results:
         if result.key in current:

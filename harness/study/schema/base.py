@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, TokensSeen, choice
+from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Size, TokensSeen, choice
 from harness.study.schema.scalars import Count, Fraction01, Positive, Seed, Text, Texts, Unsigned
 
 
@@ -47,9 +47,7 @@ class BaseSpec(Block):
 
 
 class SourceSpec(Block):
-    """One source. Parameters that belong to a built-in source are None elsewhere."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"hf", "min_length"})
+    """One source: `builtin`, `files` or `hf`, with what belongs to it. Parameters of the other kinds are None."""
 
     builtin: (
         Annotated[
@@ -59,7 +57,15 @@ class SourceSpec(Block):
         | None
     ) = Field(None, description="one of python_code, python_docs, arithmetic, passages")
     files: Texts | None = Field(None, description="a list of files or globs relative to the study file")
+    hf: Text | None = Field(None, description="the id of a data set on the Hugging Face hub, with a revision")
+    name: Text | None = Field(None, description="hf: the configuration of the data set, such as sample-10BT")
+    split: Text | None = Field(None, description="hf: the split of the data set (default: train)")
+    revision: Text | None = Field(None, description="hf: the commit of the data set, 40 hexadecimal digits")
     text: Text | None = Field(None, description="the field of jsonl or parquet that holds the text")
+    min_length: Size | None = Field(
+        None,
+        description="the fewest tokens of a document, such as 2^13; views of one pool count its repetitions together",
+    )
     documents: Count | None = Field(None, description="a whole number of documents to generate")
     seed: Seed | None = Field(None, description="a whole number from 0")
     distance: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = Field(

@@ -35,7 +35,7 @@ class EvalSpec(Block):
     )
     continuations: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="how many prompts of held-out text the first seeds of each arm continue at the end, for reading; "
+        description="the number of held-out prompts that the first seeds of each arm continue at the end, for reading; "
         "0 for none; where held_out is on, 10 unless written",
     )
     limit: Count | None = Field(None, description="the largest number of items per task, or null for all")
