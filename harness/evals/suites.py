@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ class Suite:
     name: str
     version: int
     tasks: tuple[SuiteTask, ...]
+    requires: Mapping[str, str] = field(default_factory=dict)  # module → the package that brings it
+
+
+def check_packages(suites: Sequence[str]) -> None:
+    """Raise UserError where a suite needs a package that is not installed; planning does without."""
+    for name in suites:
+        for module, package in load_suite(name).requires.items():
+            if importlib.util.find_spec(module) is None:
+                raise UserError(
+                    f"The suite `{name}` needs the package `{package}`, which is not installed: "
+                    f"pip install '{package}'."
+                )
 
 
 def suite_names() -> list[str]:
@@ -57,10 +69,8 @@ def load_suite(name: str) -> Suite:
             f"There is no suite `{name}` (a suite is named with its version): {nearest(name, suite_names())}"
         )
     text = YAML(typ="safe", pure=True).load((SUITES / f"{name}{SUFFIX}").read_bytes())
-    for module, package in text.get("requires", {}).items():
-        if importlib.util.find_spec(module) is None:
-            raise UserError(f"The suite `{name}` needs the package `{package}`, which is not installed.")
-    suite = Suite(text["suite"], text["version"], tuple(_suite_task(name, entry) for entry in text["tasks"]))
+    tasks = tuple(_suite_task(name, entry) for entry in text["tasks"])
+    suite = Suite(text["suite"], text["version"], tasks, dict(text.get("requires", {})))
     if f"{suite.name}@{suite.version}" != name:
         raise ValueError(f"{name}{SUFFIX} says that it is {suite.name}@{suite.version}")
     return suite

@@ -161,7 +161,7 @@ def _path(it: Exported) -> str:
     ]
     if not rows:
         return "Not at all: this is the base."
-    return table(head, rows) + "\n\nTokens and batches are counted in tokens of the whole path."
+    return table(head, rows) + "\n\nTokens are counted from the start of the path; batch and context are in tokens."
 
 
 def _context(context: Mapping[str, Any]) -> str:

@@ -62,10 +62,15 @@ def to_json(found: Sequence[Check]) -> dict[str, Any]:
 def _lines(check: Check, width: int) -> list[str]:
     head = f"  {check.mark:<8}  {check.name:<{width}}  "
     under = " " * len(head)
-    lines = textwrap.wrap(check.found, WIDTH, initial_indent=head, subsequent_indent=under) or [head.rstrip()]
+    lines = _wrapped(check.found, head, under) or [head.rstrip()]
     if check.get:
-        lines += textwrap.wrap(f"-> {check.get}", WIDTH, initial_indent=under, subsequent_indent=under + "   ")
+        lines += _wrapped(f"-> {check.get}", under, under + "   ")
     return lines
+
+
+def _wrapped(sentence: str, first: str, others: str) -> list[str]:
+    """A name with hyphens stays whole, to be copied."""
+    return textwrap.wrap(sentence, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 def _check(group: str, name: str, required: bool, look_at: Callable[[], Found]) -> Check:

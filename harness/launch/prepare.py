@@ -68,6 +68,9 @@ def planned(study: Study, folder: Folder, share: bool = True) -> Prepared:
 
 def resolved_plan(study: Study, folder: Folder, share: bool, note: Callable[[str], None]) -> Prepared:
     """The plan after finding out what the base and the sources are. Raises UserError, also for a shortage of data."""
+    from harness.evals.suites import check_packages
+
+    check_packages(study.spec.eval.suites)
     there = known(study, folder)
     if lacks_origin(there):
         prepared = _prepared(study, folder, there, share)

@@ -54,9 +54,11 @@ def table(rows: Sequence[Sequence[str]], right: Iterable[int] = (), width: int =
 
 def count(number: float) -> str:
     """A token count as people read it: 9,728 as it is, above that 261k, 2.06M, 10.5B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if number >= size:
-            return f"{number / (1e3 if unit == 'k' else size):.3g}{unit}"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= 0.9995 * size:  # 999.9M is 1B in three digits
+            return f"{number / size:.3g}{unit}"
+    if number >= 1e4:
+        return f"{number / 1e3:.3g}k"
     return f"{number:,.0f}"
 
 

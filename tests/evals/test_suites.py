@@ -11,7 +11,7 @@ import pytest
 
 from harness.evals import suites
 from harness.evals.settings import EvalSettings
-from harness.evals.suites import load_suite, resolve_tasks, suite_names
+from harness.evals.suites import check_packages, load_suite, resolve_tasks, suite_names
 from harness.evals.task_files import OWN_TASKS, own_task_names, read_task_file, stock_index
 from harness.study.errors import UserError
 from harness.study.schema import EvalSpec
@@ -35,7 +35,8 @@ def test_every_task_of_every_suite_is_ours_or_lm_eval_s_and_one_task(monkeypatch
 def test_a_suite_that_needs_a_missing_package_says_so_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"math@1.*lm-eval\[math\]"):
-        load_suite("math@1")
+        check_packages(["quickstart@1", "math@1"])
+    assert load_suite("math@1").tasks, "a plan needs no package"
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart@2", "quikstart@1"])

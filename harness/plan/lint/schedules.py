@@ -88,8 +88,11 @@ def rewarms_annealed_base(arm: Arm, path: Path) -> Iterator[Lint]:
     left, where = arm.treatment.base.lr, "the base"
     if arm.treatment.base.from_scratch:
         left = None
+    before: Piece | None = None
     for (stage, piece), end in zip(path.pieces, path.ends, strict=True):
-        top = _top(piece)
+        if piece == before:
+            continue  # one schedule goes on through the next stage
+        before, top = piece, _top(piece)
         if left is not None and top > 0 and top >= REWARM * left:
             times = f", {top / left:.3g} times as high" if left else ""
             message = (
