@@ -149,6 +149,7 @@ def _run(verbs: Any) -> None:
     _study_arguments(made)
     _output(made)
     _executor_arguments(made)
+    made.add_argument("--smoke", action="store_true", help="a few updates of each shape, a restore, a few items")
     made.add_argument("--no-share", action="store_true", help="train every run by itself, in an empty folder")
     made.add_argument("--yes", action="store_true", help="run although it costs more than the study's budget")
     _wait_argument(made)
@@ -256,7 +257,19 @@ def run(options: argparse.Namespace) -> int:
         yes=options.yes,
         wait=options.wait,
     )
-    return reconcile(asked, options.json)
+    return smoke(asked, options.json) if options.smoke else reconcile(asked, options.json)
+
+
+def smoke(asked: Options, as_json: bool) -> int:
+    from harness.launch.progress import listener_for
+    from harness.launch.smoke import smoke, text
+
+    result = smoke(asked, listener_for(as_json))
+    if as_json:
+        _json(result.to_json())
+    else:
+        print(text(result))
+    return result.exit_code
 
 
 def evaluate(options: argparse.Namespace) -> int:

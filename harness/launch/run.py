@@ -95,7 +95,11 @@ class Report:
 
 def run(options: Options, listener: Silent) -> Report:
     """Resolve, plan, train, evaluate and report. Raises UserError before anything is spent when it should not run."""
-    study = prepare.load(options.study, options.overrides)
+    return bring(prepare.load(options.study, options.overrides), options, listener)
+
+
+def bring(study: Study, options: Options, listener: Silent) -> Report:
+    """`run` for a study that is there already."""
     cluster = limits.check_here(study.spec.launch) if options.train else None
     folder = prepare.folder_of(study, options.folder)
     admit.check_folder(folder, options.share)

@@ -78,9 +78,7 @@ def test_a_number_that_does_not_come_out_holds_the_other_arms_says_by_how_much_a
     assert again.ended.exit_code == 1 and starts(folder) == trained
     assert [run.run for run in again.ended.held] == ["more=0/d1", "more=0/d2", "more=0.3/d1", "more=0.3/d2"]
 
-    allowed, _ = bring(
-        options(study(tmp_path, NUMBER.replace("VALUE", "2.5"), allow="{published: [control-failed]}"))
-    )
+    allowed, _ = bring(options(study(tmp_path, NUMBER.replace("VALUE", "2.5"), allow="{published: [control-failed]}")))
     assert allowed.ended.exit_code == 0 and set(ends(allowed).values()) == {"done"}
 
 

@@ -1,0 +1,96 @@
+"""`ablate run --smoke`: every shape is tried and restored in a folder of its own, and what is broken is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import cli
+from harness.launch import smoke
+from harness.launch.progress import Silent
+from harness.launch.run import Options
+from harness.store.layout import Folder
+from harness.study.errors import UserError
+from tests.launch.conftest import TINY
+
+EVALUATED = """\
+  - cases:
+      longer: {stages.decay.context: {length: 128, rope: {type: linear, factor: 2}}}
+eval: {at: [stable, end, every 2560], max_length: 64, held_out: {window: 64, documents: 4}}
+compare: {control: more=0, primary: [bpb.sums]}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        TINY.replace("seeds:", EVALUATED.partition("eval")[0] + "seeds:") + "eval" + EVALUATED.partition("eval")[2]
+    )
+    return path
+
+
+def tried(study: Path, **changes: Any) -> smoke.Smoke:
+    return smoke.smoke(Options(study, study.parent / "results", executor="debug", **changes), Silent())
+
+
+@pytest.mark.slow
+def test_every_shape_is_tried_and_restored_beside_the_results(study: Path) -> None:
+    result = tried(study)
+    assert result.problem is None and result.exit_code == 0
+    shapes = {(one.stage, one.what) for one in result.tried}
+    assert shapes == {
+        ("stable", "64 masked concat, fp32, adamw"),
+        ("decay", "64 masked concat, fp32, adamw"),
+        ("decay", "128 linear masked concat, fp32, adamw"),
+    }
+    assert all(one.restored > 0 and one.speed > 0 for one in result.tried)
+    assert {"bpb.sums", "bpb.more"} <= set(result.tasks)
+    assert result.hours is not None and result.hours > 0
+    assert not Folder(study.parent / "results").plan_json.exists(), "the real results are untouched"
+    assert max(len(line) for line in smoke.text(result).splitlines()) <= 80
+
+    leftover = result.folder / "leftover"
+    leftover.touch()
+    assert tried(study).problem is None
+    assert not leftover.exists(), "a second one begins anew"
+
+
+def test_a_folder_that_something_else_made_is_not_replaced(study: Path) -> None:
+    (study.parent / "results.smoke").mkdir()
+    (study.parent / "results.smoke" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is no smoke folder"):
+        tried(study)
+    assert (study.parent / "results.smoke" / "thesis.tex").exists()
+
+
+def test_a_restore_that_loses_the_optimizer_is_found(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.train import segment
+
+    load = segment.load_optimizer
+
+    def forgets(path: Path, *rest: Any) -> None:
+        if path.name not in ("0", "12800"):  # a checkpoint inside a segment
+            return
+        load(path, *rest)
+
+    monkeypatch.setattr(segment, "load_optimizer", forgets)
+    result = tried(study)
+    assert result.exit_code == 1
+    assert result.problem is not None and "came to other weights than before" in result.problem
+
+
+def test_a_task_that_cannot_run_is_found(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study.parent / "broken.yaml").write_text(
+        "task: broken\noutput_type: loglikelihood_rolling\ndataset_path: json\n"
+        "dataset_kwargs: {data_files: {test: nowhere.jsonl}}\ntest_split: test\n"
+        "doc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list: [{metric: bits_per_byte}]\n"
+    )
+    arguments = ["run", str(study), "-o", str(study.parent / "results"), "--smoke", "--executor", "debug"]
+    assert cli.call([*arguments, "--set", "eval.tasks=[broken.yaml]"]) in (1, 2)
+    said = capsys.readouterr()
+    assert "nowhere.jsonl" in said.out + said.err
+    assert "Traceback" not in said.out + said.err
