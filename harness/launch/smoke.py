@@ -2,7 +2,8 @@
 
 The study is shortened (each stage to four batches, one seed, one arm a shape, two items a task) and run by the same
 machinery into a folder of its own. Then the last checkpoint of every segment is taken away and the run repeated: it
-must restore from the checkpoint before and come to the same weights.
+must restore from the checkpoint before and come to the same weights. Where nothing is evaluated, only a run's last
+segment is: nobody asks for the others' ends again.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def smoke(options: Options, listener: Silent) -> Smoke:
     problem = _failure(first.ended)
     restored: dict[str, tuple[int, str]] = {}
     if problem is None:
-        restored = _take_away_the_last(folder)
+        restored = _take_away_the_last(folder, _wanted(prepare.planned(short, folder, options.share)))
         listener.note(f"restoring {len(restored)} segments from the checkpoint before their last")
         problem = _failure(bring(short, asked, listener).ended) or _other_weights(folder, restored)
     again = prepare.planned(short, folder, options.share)
@@ -129,8 +130,10 @@ def shortened(study: Study) -> Study:
 
 
 def _short_points(study: Study) -> list[str]:
-    """The points at which the study evaluates, but none at an interval, which would fall between batches."""
-    return [text for text in study.spec.eval.at if not text.startswith("every")] or ["end"]
+    """Where the study evaluates and the end of every stage, so that each segment's end is wanted when it is restored;
+    nothing at an interval, which would fall between batches."""
+    points = [text for text in study.spec.eval.at if not text.startswith("every")] or ["end"]
+    return list(dict.fromkeys([*points, *study.spec.stages]))
 
 
 def _one_a_shape(study: Study) -> list[Arm]:
@@ -189,10 +192,18 @@ def _failure(ended: Any) -> str | None:
     return None if ended.exit_code == 0 else "the run did not come to its end"
 
 
-def _take_away_the_last(folder: Folder) -> dict[str, tuple[int, str]]:
-    """Undo the end of every trained segment. State → (token of the checkpoint that is left, weights that it had)."""
+def _wanted(prepared: Prepared) -> set[str]:
+    """States that the plan asks for in their own right, and so again when they are gone."""
+    plan = prepared.plan
+    return {run.path[-1] for run in plan.runs} | {item.state for item in plan.evals}
+
+
+def _take_away_the_last(folder: Folder, wanted: set[str]) -> dict[str, tuple[int, str]]:
+    """Undo the end of every segment that is wanted. State → (token of the checkpoint that is left, its weights)."""
     left: dict[str, tuple[int, str]] = {}
     for state in folder.all_states():
+        if state.id not in wanted:
+            continue
         done = states.read_done(state)
         kept = state.checkpoint_tokens()
         if done is not None and done.weights is not None and len(kept) > 1 and kept[-1] == done.tokens:
@@ -211,7 +222,7 @@ def _other_weights(folder: Folder, restored: dict[str, tuple[int, str]]) -> str 
 
 
 def _tried(prepared: Prepared, restored: dict[str, tuple[int, str]]) -> list[Tried]:
-    """The first segment of each shape that was trained."""
+    """The first segment of each shape that was trained, and restored if one was."""
     found: dict[Hashable, Tried] = {}
     for run in prepared.plan.runs:
         stages = {stage.name: stage for stage in prepared.study.arm(run.arm).treatment.stages}
@@ -219,7 +230,9 @@ def _tried(prepared: Prepared, restored: dict[str, tuple[int, str]]) -> list[Tri
             segment = prepared.plan.segments[name]
             stage = stages.get(segment.stage)
             done = states.read_done(prepared.folder.state(name))
-            if stage is None or done is None or shape(stage) in found or segment.kind != "train":
+            if stage is None or done is None or segment.kind != "train":
+                continue
+            if shape(stage) in found and (found[shape(stage)].restored or name not in restored):
                 continue
             speed = float(done.summary.get("tokens_per_second") or 0)
             seconds = stage.batch_tokens / speed if speed else 0.0

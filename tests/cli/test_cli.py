@@ -77,7 +77,6 @@ def test_planning_imports_neither_torch_nor_transformers_nor_lm_eval(study: Path
         (["run", "{study}", "--jobs", "two"], "whole number from 1"),
         (["run", "{study}", "--executor", "slurm"], "`slurm` is not a value"),
         (["run", "{study}", "--executor", "debug", "--jobs", "2"], "no meaning"),
-        (["run", "{study}", "--smoke"], "--smoke"),
         (["cancel", "{folder}"], "`cancel` is not a verb"),
         (["status", "{folder}"], "not a results folder"),
         (["status", "{folder}", "--watch", "--json"], "use one of them"),

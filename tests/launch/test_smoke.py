@@ -58,6 +58,15 @@ def test_every_shape_is_tried_and_restored_beside_the_results(study: Path) -> No
     assert not leftover.exists(), "a second one begins anew"
 
 
+def test_a_study_that_evaluates_nothing_is_tried_too(tmp_path: Path) -> None:
+    (tmp_path / "plain.yaml").write_text(
+        TINY.replace(", mixture: {sums: 0.5, more: 0.5}", "").partition("ablate:")[0] + "ablate:\n  - one_at_a_time: {stages.decay.lr.to: [0.5x]}\n"
+    )
+    result = tried(tmp_path / "plain.yaml")
+    assert result.problem is None and result.tasks == []
+    assert [(one.stage, one.restored > 0) for one in result.tried] == [("decay", True)]
+
+
 def test_a_folder_that_something_else_made_is_not_replaced(study: Path) -> None:
     (study.parent / "results.smoke").mkdir()
     (study.parent / "results.smoke" / "thesis.tex").touch()
