@@ -99,7 +99,21 @@ def parser() -> Parser:
     """The whole command line."""
     root = Parser(prog="ablate", description="One YAML study in, trained, evaluated and compared arms out.")
     verbs = root.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
-    for add in (_plan, _run, _status, _logs, _verify, _eval, _export, _report, _compare, _schema, _bench, _doctor):
+    for add in (
+        _plan,
+        _run,
+        _status,
+        _logs,
+        _verify,
+        _eval,
+        _export,
+        _report,
+        _compare,
+        _sync,
+        _schema,
+        _bench,
+        _doctor,
+    ):
         add(verbs)
     return root
 
@@ -198,6 +212,14 @@ def _compare(verbs: Any) -> None:
     _folder_argument(made)
     made.add_argument("arm_a", metavar="ARM_A")
     made.add_argument("arm_b", metavar="ARM_B")
+
+
+def _sync(verbs: Any) -> None:
+    made = _verb(verbs, "sync", "send to the trackers what they have not got", sync)
+    _folder_argument(made)
+    made.add_argument("--to", metavar="TRACKER", help="wandb, trackio or tensorboard (track of the study)")
+    made.add_argument("--jobs", type=_positive, default=4, metavar="N", help="runs sent at once (4)")
+    _wait_argument(made)
 
 
 def _schema(verbs: Any) -> None:
@@ -318,7 +340,7 @@ def status(options: argparse.Namespace) -> int:
             return _json(look.to_json(folder, runs))
         if options.watch and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
-        print(look.text(runs), flush=True)
+        print(look.text(runs, look.tracking(folder)), flush=True)
         if not options.watch or not _slept(2.0):
             return DONE
 
@@ -372,6 +394,19 @@ def compare(options: argparse.Namespace) -> int:
 
     found = paired(options.folder, options.arm_a, options.arm_b)
     return _json(found) if options.json else _say(compare_text(found))
+
+
+def sync(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from harness.launch.progress import listener_for
+    from harness.launch.tracking import sync as send
+
+    found = send(options.folder, options.to, options.jobs, listener_for(options.json).note, options.wait)
+    code = DONE if all(standing.sent == standing.of for standing in found) else SOME_FAILED
+    if options.json:
+        return _json({"trackers": [asdict(standing) for standing in found]}, code)
+    return _say("\n".join(standing.line for standing in found), code)
 
 
 def schema(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def bench(options: Options, listener: Silent) -> dict[str, Any]:
             listener.note(f"running {name}")
             folder = Path(scratch) / name
             began = time.perf_counter()
-            done = run(replace(options, folder=folder, share=share), listener)
+            done = run(replace(options, folder=folder, share=share, track=False), listener)
             seconds = time.perf_counter() - began
             if done.ended.exit_code:
                 raise UserError(f"the {name} run did not finish: {done.ended.failed[:1] or 'stopped'}")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from harness import track
 from harness.launch import look
 from harness.launch.code import git_commit, tree_hash
 from harness.launch.look import Found
@@ -134,8 +135,8 @@ def _around(needs: Needs) -> list[Check]:
     return [
         _check(group, "hub", bool(needs.hub), lambda: look.hub(needs.hub)),
         *[
-            _check(group, name, name == needs.tracker, lambda name=name: look.tracker(name))  # type: ignore[misc]
-            for name in look.TRACKERS
+            _check(group, name, name in needs.trackers, lambda name=name: look.tracker(name, needs.trackers.get(name)))  # type: ignore[misc]
+            for name in track.TRACKERS
         ],
         *[_check(group, name, False, lambda name=name: look.command(name)) for name in ("sbatch", "squeue")],  # type: ignore[misc]
     ]

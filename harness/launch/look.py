@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import shutil
@@ -14,11 +13,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness import track
 from harness.store.atomic import readable_bytes
 
 NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pydantic", "ruamel.yaml", "pyarrow")
 EVALUATION = ("lm_eval", "scipy", "matplotlib", "jinja2")
-TRACKERS = ("wandb", "trackio", "tensorboard")
 INSTALL = "`pip install -e .` in the repository"
 LOW_DISK_BYTES = 2e9
 PROBE_SECONDS = 2.0
@@ -224,40 +223,9 @@ def _answers(address: str) -> bool:
     return bool(answered and answered[0])
 
 
-def tracker(name: str) -> Found:
-    """A tracker, as `harness.track` checks it where that is there; never a key, only whether there is a login."""
-    found = _own_check(name)
-    if found is not None:
-        return found
-    if not importable(name):
-        return Found(False, "not installed", f"`pip install {name}`")
-    if name != "wandb" or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return Found(True, version(name))
-    login = "logged in" if _logged_in_to_wandb() else "not logged in"
-    get = "`wandb login`, or `export WANDB_MODE=offline`"
-    return Found(login == "logged in", f"{version(name)}, {login}", get)
-
-
-def _own_check(name: str) -> Found | None:
-    """What `harness.track` says, None where it has no check."""
-    if not importable("harness.track"):
-        return None
-    check = getattr(importlib.import_module("harness.track"), "check", None)
-    if check is None:
-        return None
-    ok, sentence, get = check(name)
-    return Found(bool(ok), str(sentence), str(get or ""))
-
-
-def _logged_in_to_wandb() -> bool:
-    """Whether there is a key; it is not read further."""
-    import netrc
-
-    try:
-        there = netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        there = False
-    return there or bool(os.environ.get("WANDB_API_KEY"))
+def tracker(name: str, offline: bool | None = None) -> Found:
+    """A tracker; never a key, only whether there is a login. offline: as `harness.track.check` takes it."""
+    return Found(*track.check(name, offline))
 
 
 def command(name: str) -> Found:

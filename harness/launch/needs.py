@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.launch import look
 from harness.store.layout import Folder
 from harness.study.errors import UserError
+from harness.track.settings import declared, targets
 
 if TYPE_CHECKING:
     from harness.study import Study
-
-NO_TRACKER = "none"
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,14 @@ class Needs:
 
     extras: modules that the study's suites require. hub: ids that it takes from the hub. disk_bytes: of the checkpoints
     that its plan still has to make, None where the model's size is not known. problem: why no plan can be made yet.
+    trackers: name → whether it writes offline.
     """
 
     results: Path = Path("results")
     extras: frozenset[str] = frozenset()
     hub: tuple[look.HubFile, ...] = ()
     gguf: bool = False
-    tracker: str | None = None
+    trackers: Mapping[str, bool] = field(default_factory=dict)
     device: str = "auto"
     gpus: int = 1
     jobs: int = 1
@@ -47,8 +47,7 @@ def needs_of(path: Path, chosen: Path | None = None) -> Needs:
     folder = prepare.folder_of(study, chosen)
     launch = study.spec.launch
     suites = set(study.spec.eval.suites)
-    track = getattr(study.spec, "track", NO_TRACKER)
-    name = track if isinstance(track, str) else getattr(track, "to", None)
+    trackers, _ = targets(declared(study.spec.track), study.spec.study)
     base = study.arms[0].treatment.base
     disk, problem = _disk(study, folder)
     return Needs(
@@ -56,7 +55,7 @@ def needs_of(path: Path, chosen: Path | None = None) -> Needs:
         extras=frozenset(module for module, (_, users) in look.suite_extras().items() if suites & set(users)),
         hub=tuple(_hub(study)),
         gguf=any(str(place).endswith(".gguf") for place in _places(base.model)),
-        tracker=None if name in (None, NO_TRACKER) else str(name),
+        trackers={target.name: target.offline for target in trackers},
         device=launch.device,
         gpus=int(launch.gpus),
         jobs=int(launch.jobs),

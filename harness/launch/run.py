@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.launch import admit, code, controls, limits, outcome, prepare, space, stamp
+from harness.launch import admit, code, controls, limits, outcome, prepare, space, stamp, tracking
 from harness.launch.executor import DebugExecutor, Executor, Job
 from harness.launch.items import held_states, items_of
 from harness.launch.local import LocalExecutor
@@ -21,6 +21,7 @@ from harness.launch.worker import PERFORM, load_perform
 from harness.store import plans, runs, states
 from harness.store.atomic import WriteFailed, sweep, write_bytes
 from harness.store.layout import Folder
+from harness.track.settings import declared
 
 if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
@@ -35,7 +36,7 @@ class Options:
     """What `ablate run` was asked for. folder None: `results/<study>`. jobs None: as the study says.
 
     wait: for whoever is at work in the folder, instead of leaving. train=False evaluates what is there and trains
-    nothing; `suites` are those that it was asked to add.
+    nothing; `suites` are those that it was asked to add. track=False hands nothing on to trackers (a rehearsal).
     perform: the work function, for tests of everything else.
     """
 
@@ -49,6 +50,7 @@ class Options:
     wait: bool = False
     train: bool = True
     suites: tuple[str, ...] = ()
+    track: bool = True
     perform: str = PERFORM
 
     def command(self) -> str:
@@ -103,6 +105,7 @@ def bring(study: Study, options: Options, listener: Silent) -> Report:
     cluster = limits.check_here(study.spec.launch) if options.train else None
     folder = prepare.folder_of(study, options.folder)
     admit.check_folder(folder, options.share)
+    trackers = tracking.targets_here(study, listener.note) if options.track else []
     with locked(folder, options.wait, listener.note):
         admit.check_folder(folder, options.share)
         sweep(folder.root, lambda inside: inside.parent.name != "checkpoints")
@@ -117,7 +120,9 @@ def bring(study: Study, options: Options, listener: Silent) -> Report:
             listener.note(short)
         for finding in admit.found_in_results(prepared):
             listener.note(finding)
-        worked = work(prepared, options, listener)
+        record(prepared, options)
+        with tracking.following(folder, trackers, listener.note):
+            worked = work(prepared, options, listener)
         after = worked.after
         ended = outcome.ended(after.plan, after.seen.observed, worked.results, worked.signal, options.train)
         report = None if worked.signal is not None else _report(after, ended, listener)
@@ -138,11 +143,10 @@ class Worked:
 
 
 def work(prepared: Prepared, options: Options, listener: Silent) -> Worked:
-    """Do what the plan says, and where that lets held arms go, do those, too."""
+    """Do what the recorded plan says, and where that lets held arms go, do those, too."""
     worked = Worked(prepared)
     while True:
         before = worked.after
-        record(before, options)
         queue, stop = execute(before, options, listener)
         worked.results |= queue.results
         worked.trained_tokens += _trained_tokens(queue)
@@ -155,6 +159,7 @@ def work(prepared: Prepared, options: Options, listener: Silent) -> Worked:
             break
         for verdict in worked.after.verdicts:
             listener.note(f"control {verdict.name}: {verdict.sentence}")
+        record(worked.after, options)
     full = any(result.failure is not None and result.failure.kind == "disk" for result in worked.results.values())
     if worked.results and not full:
         write_plan(worked.after, options)  # what only the work has shown stands in it now
@@ -202,7 +207,8 @@ def write_plan(prepared: Prepared, options: Options) -> None:
     """Write plan.json unless it is there already: the plan, and which call it answers."""
     folder = prepared.folder
     asked = {"file": os.path.relpath(options.study, folder.root), "set": list(options.overrides)}
-    plans.write_plan(folder, {**prepared.plan.record(), "share": options.share, "asked": asked})
+    track = declared(prepared.study.spec.track)
+    plans.write_plan(folder, {**prepared.plan.record(), "share": options.share, "asked": asked, "track": track})
 
 
 def execute(prepared: Prepared, options: Options, listener: Silent) -> tuple[Queue, Stop]:

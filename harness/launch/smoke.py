@@ -82,7 +82,7 @@ def smoke(options: Options, listener: Silent) -> Smoke:
     _make_way(folder)
     whole = prepare.planned(study, real, options.share)
     short = shortened(whole.study)
-    asked = replace(options, folder=folder.root, yes=True, wait=False)
+    asked = replace(options, folder=folder.root, yes=True, wait=False, track=False)
     first = bring(short, asked, listener)
     problem = _failure(first.ended)
     restored: dict[str, tuple[int, str]] = {}

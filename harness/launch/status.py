@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from harness.store import attempts, evaluations, metrics, plans, processes, stat
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.store.states import Done
+from harness.store.tracking import read_standings
 from harness.study.errors import UserError
 
 SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silent
@@ -203,8 +205,13 @@ def _has(folder: Folder, weights: str, key: str) -> bool:
     return evaluations.exists(folder, weights, key)
 
 
-def text(runs: list[RunStatus], width: int = 80) -> str:
-    """A line per run in `width` columns."""
+def tracking(folder: Folder) -> list[str]:
+    """A line for each tracker that the folder is handed on to."""
+    return [standing.line for standing in read_standings(folder)]
+
+
+def text(runs: list[RunStatus], trackers: Sequence[str] = (), width: int = 80) -> str:
+    """A line per run in `width` columns, then how many are how far, then a line a tracker."""
     rows = [["run", "state", "step", "tok/s", "loss", "ETA", "tries", "ckpt"]]
     for run in runs:
         rows.append(
@@ -223,8 +230,10 @@ def text(runs: list[RunStatus], width: int = 80) -> str:
     for run in runs:
         counts[run.state] = counts.get(run.state, 0) + 1
     summary = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-    return table(rows, right=[2, 3, 4, 5, 6, 7], width=width) + f"\n{len(runs)} runs: {summary}"
+    lines = [table(rows, right=[2, 3, 4, 5, 6, 7], width=width), f"{len(runs)} runs: {summary}"]
+    return "\n".join([*lines, *(line for tracker in trackers for line in textwrap.wrap(tracker, width))])
 
 
 def to_json(folder: Folder, runs: list[RunStatus]) -> dict[str, Any]:
-    return {"folder": str(folder.root), "runs": [run.to_json() for run in runs]}
+    trackers = [asdict(standing) for standing in read_standings(folder)]
+    return {"folder": str(folder.root), "runs": [run.to_json() for run in runs], "trackers": trackers}

@@ -18,6 +18,7 @@ class Folder:
         self.runs = self.root / "runs"
         self.evals = self.root / "evals"
         self.report = self.root / "report"
+        self.track = self.root / "track"
 
     def source_manifest(self, name: str) -> Path:
         return self.manifests / "sources" / f"{name}.json"
@@ -36,6 +37,12 @@ class Folder:
 
     def evaluation(self, weights: str, key: str) -> Path:
         return self.evals / weights / key
+
+    def sent(self, destination: str, run: str) -> Path:
+        return self.track / "sent" / destination / f"{run}.json"
+
+    def track_status(self, destination: str) -> Path:
+        return self.track / "sent" / f"{destination}.json"
 
 
 class StateFolder:

@@ -23,12 +23,14 @@ TEXT_TAG, MAPPING_TAG = "<text>", "<mapping>"  # appear in pydantic's locations,
 
 
 class Block(BaseModel):
-    """A mapping of the study with a fixed set of keys. `later`: keys that are planned and refused by name."""
+    """A mapping of the study with a fixed set of keys. `later`: keys that are planned and refused by name; `refused`:
+    keys that never will be, and what to say of them."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True
     )
     later: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def names(cls) -> list[str]:
@@ -147,12 +149,6 @@ def _source_or_group(value: Any) -> str | list[str]:
     return value
 
 
-def _nothing_tracked(value: Any) -> str:
-    if value != "none":
-        raise said(f"{units.kind(value)} is not supported yet; expected none")
-    return "none"
-
-
 def _kept(value: Any) -> int | str:
     if value in ("last", "all"):
         return str(value)
@@ -197,7 +193,6 @@ SourceOrGroup = Annotated[
         _source_or_group, {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
     ),
 ]
-NothingTracked = Annotated[Literal["none"], unit(_nothing_tracked, {"const": "none"})]
 Kept = Annotated[
     int | Literal["last", "all"],
     unit(_kept, {"anyOf": [{"enum": ["last", "all"]}, {"type": "string", "pattern": "^every "}]}),

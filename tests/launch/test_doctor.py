@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import cli
+from harness import cli, track
 from harness.launch import doctor, look
 from harness.launch.doctor import Check
 from harness.launch.progress import Silent
@@ -125,11 +125,32 @@ def test_a_place_that_is_a_file_is_missing(tmp_path: Path) -> None:
 
 def test_a_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret-of-mine")
-    monkeypatch.setattr(look, "importable", lambda name: name == "wandb")
-    monkeypatch.setattr(look, "version", lambda name: "1.0")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(track, "installed", lambda name: True)
+    monkeypatch.setattr(track, "version", lambda name: "1.0")
     said = look.tracker("wandb")
     assert said.ok and said.sentence == "1.0, logged in"
     assert "secret-of-mine" not in doctor.text(doctor.checks())
+
+
+def test_a_tracker_is_missing_only_for_a_study_that_has_it_and_a_login_only_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr(track, "installed", lambda name: name == "wandb")
+    monkeypatch.setattr(track, "version", lambda name: "1.0")
+    plain = found(write(tmp_path))
+    assert {plain[name].mark for name in track.TRACKERS} == {"optional"}
+    online = found(write(tmp_path, "launch: {jobs: 2}", "track: {wandb: {}, trackio: {}}"))
+    assert (online["wandb"].mark, online["trackio"].mark, online["tensorboard"].mark) == (
+        "missing",
+        "missing",
+        "optional",
+    )
+    assert "wandb login" in online["wandb"].get and "pip install trackio" in online["trackio"].get
+    assert found(write(tmp_path, "launch: {jobs: 2}", "track: {wandb: {mode: offline}}"))["wandb"].mark == "ok"
 
 
 def test_a_study_with_a_mistake_is_refused_as_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,8 @@ def test_every_shape_is_tried_and_restored_beside_the_results(study: Path) -> No
 
 def test_a_study_that_evaluates_nothing_is_tried_too(tmp_path: Path) -> None:
     (tmp_path / "plain.yaml").write_text(
-        TINY.replace(", mixture: {sums: 0.5, more: 0.5}", "").partition("ablate:")[0] + "ablate:\n  - one_at_a_time: {stages.decay.lr.to: [0.5x]}\n"
+        TINY.replace(", mixture: {sums: 0.5, more: 0.5}", "").partition("ablate:")[0]
+        + "ablate:\n  - one_at_a_time: {stages.decay.lr.to: [0.5x]}\n"
     )
     result = tried(tmp_path / "plain.yaml")
     assert result.problem is None and result.tasks == []

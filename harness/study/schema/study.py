@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from harness.study.blocks import Block, NothingTracked, TokensSeen, choice
+from harness.study.blocks import Block, TokensSeen, choice
 from harness.study.blocks import Tokens as TokensField
 from harness.study.paths import description
 from harness.study.schema.ablation import ItemSpec, SeedsSpec
@@ -16,6 +16,7 @@ from harness.study.schema.controls import ControlSpec
 from harness.study.schema.evaluation import CompareSpec, EvalSpec
 from harness.study.schema.execution import BudgetSpec, KeepSpec, LaunchSpec
 from harness.study.schema.scalars import Text, Texts, Unsigned
+from harness.study.schema.tracking import Tracking
 from harness.study.schema.training import LrSpec, StageSpec, TrainSpec
 
 
@@ -52,7 +53,9 @@ class StudySpec(Block):
     launch: LaunchSpec = Field(default_factory=LaunchSpec, description="a mapping of jobs, threads, device, ...")
     budget: BudgetSpec = Field(default_factory=BudgetSpec, description="a mapping of gpu_hours")
     keep: KeepSpec = Field(default_factory=KeepSpec, description="a mapping of checkpoints")
-    track: NothingTracked = Field("none", description="none")
+    track: Tracking = Field(
+        "none", description="none, wandb, trackio or tensorboard, or a mapping of these with their settings"
+    )
 
 
 class BaseChange(Block):
