@@ -10,10 +10,21 @@ CURSOR_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
+class OpenWindow:
+    """A window of best-fit packing that was begun. length: of its rows; rows: served of it; begun: documents in them."""
+
+    length: int
+    rows: int
+    begun: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceCursor:
     """Where one source is. document: ordinal in its endless sequence; token: offset inside it (the next one).
 
-    reshuffles: (ordinal, seed) pairs that order the sequence. tokens, labels: served along the path so far.
+    reshuffles: (ordinal, seed) pairs that order the sequence. tokens, labels: served along the path so far, padding
+    among the tokens. Of best-fit packing alone: window (document and token are where it begins), left: (document, start,
+    stop) of documents that were begun and come first, moved: as in `DocumentSequence`.
     """
 
     document: int
@@ -21,6 +32,14 @@ class SourceCursor:
     reshuffles: tuple[tuple[int, int], ...]
     tokens: int
     labels: int
+    window: OpenWindow | None = None
+    left: tuple[tuple[int, int, int], ...] = ()
+    moved: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    @property
+    def begun(self) -> int:
+        """Documents of the sequence of which something was served."""
+        return self.document + (self.token > 0) + (self.window.begun if self.window is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +65,7 @@ class Cursor:
                 "reshuffles": [list(pair) for pair in at.reshuffles],
                 "tokens": at.tokens,
                 "labels": at.labels,
+                **_packing(at),
             }
             for name, at in sorted(self.sources.items())
         }
@@ -63,8 +83,23 @@ class Cursor:
                 tuple((ordinal, seed) for ordinal, seed in at["reshuffles"]),
                 at["tokens"],
                 at["labels"],
+                OpenWindow(**at["window"]) if "window" in at else None,
+                tuple((document, start, stop) for document, start, stop in at.get("left", ())),
+                tuple((ordinal, tuple(documents)) for ordinal, documents in at.get("moved", ())),
             )
             for name, at in value["sources"].items()
         }
         blend = value["blend"]
         return cls(sources, blend["from"], dict(blend["counts"])) if blend else cls(sources)
+
+
+def _packing(at: SourceCursor) -> dict[str, Any]:
+    """What only best-fit packing adds: keys that are absent where there is nothing to say."""
+    found: dict[str, Any] = {}
+    if at.window is not None:
+        found["window"] = {"length": at.window.length, "rows": at.window.rows, "begun": at.window.begun}
+    if at.left:
+        found["left"] = [list(part) for part in at.left]
+    if at.moved:
+        found["moved"] = [[ordinal, list(documents)] for ordinal, documents in at.moved]
+    return found

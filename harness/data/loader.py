@@ -8,14 +8,15 @@ batches at once and hands them out one by one; the cursor always speaks of those
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from harness.data.best_fit import BestFitStream
 from harness.data.cursor import Cursor, SourceCursor
 from harness.data.packing import NO_LABEL, Stream
-from harness.data.pieces import DataPiece
+from harness.data.pieces import BEST_FIT, DataPiece
 from harness.data.sequence import DocumentSequence
 from harness.data.token_store import TokenSource
 from harness.plan.blend import Blend
@@ -49,7 +50,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a path drew from one source. epochs: documents begun / documents in the pool."""
+    """What a path drew from one source. tokens: positions, padding included. epochs: documents begun / in the pool."""
 
     tokens: int
     labels: int
@@ -108,7 +109,7 @@ class Loader:
         self.tokens = tokens
         self._check_sources()
         self._cursor = cursor or Cursor()  # where the running block began
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, Stream | BestFitStream] = {}
         self._block: _Block | None = None
 
     def next(self) -> Batch:
@@ -130,16 +131,11 @@ class Loader:
         sources = dict(self._cursor.sources)
         for number, name in enumerate(piece.names):
             if rows[number]:
-                before, stream = sources.get(name), self._streams[name]
-                document, token = stream.position(rows[number] * piece.length)
+                before = sources.get(name)
                 tokens_before, labels_before = (before.tokens, before.labels) if before else (0, 0)
-                sources[name] = SourceCursor(
-                    document,
-                    token,
-                    stream.sequence.reshuffles,
-                    tokens_before + rows[number] * piece.length,
-                    labels_before + labels[number],
-                )
+                tokens_now = tokens_before + rows[number] * piece.length
+                at = _position(self._streams[name], rows[number], piece.length)
+                sources[name] = replace(at, tokens=tokens_now, labels=labels_before + labels[number])
         if piece.blend_from is None:
             return Cursor(sources, self._cursor.blend_from, self._cursor.blend_counts)
         counts = [start + n for start, n in zip(block.blend_counts, rows, strict=True)]
@@ -165,7 +161,7 @@ class Loader:
         documents: list[np.ndarray] = [source] * len(chosen)
         rows_by, labels_by = (np.zeros((batches + 1, len(piece.names)), dtype=np.int64) for _ in range(2))
         for number, name in enumerate(piece.names):
-            stream = self._stream(name, piece.identities[number], piece.data_seed)
+            stream = self._stream(name, piece, number)
             mine = chosen == number
             rows = np.flatnonzero(mine)
             drawn = stream.take(len(rows), piece.length, piece.masked)
@@ -199,15 +195,23 @@ class Loader:
             )
         return [cursor.blend_counts[name] for name in piece.names]
 
-    def _stream(self, name: str, identity: str, seed: int) -> Stream:
-        """A source's stream where the cursor has it; its documents from here on are ordered by `seed`."""
-        if name not in self._streams:
-            at = self._cursor.sources.get(name) or SourceCursor(0, 0, ((0, seed),), 0, 0)
-            sequence = DocumentSequence(identity, self.sources[name].documents, at.reshuffles)
-            self._streams[name] = Stream(self.sources[name], sequence, at.document, at.token)
-        stream = self._streams[name]
-        if stream.sequence.reshuffles[-1][1] != seed:
-            stream.reshuffle(seed)
+    def _stream(self, name: str, piece: DataPiece, number: int) -> Stream | BestFitStream:
+        """A source's stream where the cursor has it; its documents from here on are ordered by the piece's seed."""
+        kind = BestFitStream if piece.packing == BEST_FIT else Stream
+        stream = self._streams.get(name)
+        if not isinstance(stream, kind):
+            at = self._cursor.sources.get(name) or SourceCursor(0, 0, ((0, piece.data_seed),), 0, 0)
+            source = self.sources[name]
+            sequence = DocumentSequence(piece.identities[number], source.documents, at.reshuffles, at.moved)
+            if kind is BestFitStream:
+                stream = BestFitStream(source, sequence, at)
+            elif at.window is not None or at.left:
+                raise ValueError(f"source `{name}` is in a window of best-fit packing; it cannot go on concatenated")
+            else:
+                stream = Stream(source, sequence, at.document, at.token)
+            self._streams[name] = stream
+        if stream.sequence.reshuffles[-1][1] != piece.data_seed:
+            stream.reshuffle(piece.data_seed)
         return stream
 
     def _check_sources(self) -> None:
@@ -227,5 +231,12 @@ def served(loader: Loader) -> dict[str, Served]:
 def _served(at: SourceCursor | None, source: TokenSource) -> Served:
     if at is None:
         return Served(0, 0, 0, 0.0)
-    begun = at.document + (at.token > 0)
-    return Served(at.tokens, at.labels, begun, begun / source.documents)
+    return Served(at.tokens, at.labels, at.begun, at.begun / source.documents)
+
+
+def _position(stream: Stream | BestFitStream, rows: int, length: int) -> SourceCursor:
+    """Where a stream is after `rows` rows of what was worked out last; with its counts still to come."""
+    if isinstance(stream, BestFitStream):
+        return stream.position(rows)
+    document, token = stream.position(rows * length)
+    return SourceCursor(document, token, stream.sequence.reshuffles, 0, 0, moved=stream.sequence.moved)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+CONCAT, BEST_FIT = PACKINGS = ("concat", "best-fit")
+
 
 @dataclass(frozen=True, slots=True)
 class DataPiece:
@@ -22,6 +24,7 @@ class DataPiece:
     batch_tokens: int
     length: int
     masked: bool
+    packing: str
 
     @classmethod
     def read(cls, piece: Mapping[str, Any]) -> DataPiece:
@@ -30,7 +33,7 @@ class DataPiece:
         context = science["context"]
         shares = {name: Fraction(share) for name, share in science["mixture"].items() if Fraction(share) > 0}
         names = tuple(sorted(shares))
-        if context["packing"] != "concat" or context["documents"] not in ("masked", "joined"):
+        if context["packing"] not in PACKINGS or context["documents"] not in ("masked", "joined"):
             raise ValueError(f"context {context} is not known")
         read = cls(
             start=piece["start"],
@@ -43,6 +46,7 @@ class DataPiece:
             batch_tokens=science["batch_tokens"],
             length=context["length"],
             masked=context["documents"] == "masked",
+            packing=context["packing"],
         )
         if len(names) > 1 and read.blend_from is None:
             raise ValueError(f"piece [{read.start}, {read.end}): a mixture without blend_from")

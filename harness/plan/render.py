@@ -174,7 +174,10 @@ def _exposures(plan: Plan, pools: Mapping[str, int], width: int, shared: Views) 
             times = f" ({float(often[name]):.2f})" if asked and name in often else ""
             cells.append(f"{count(asked)}{times}" if asked else "-")
         rows.append([arm.name, *cells])
-    return table(rows, right=range(1, len(names) + 1), width=width)
+    shown = table(rows, right=range(1, len(names) + 1), width=width)
+    if any(stage.context.packing == "best-fit" for arm in plan.study.arms for stage in arm.treatment.stages):
+        shown += "\nbest-fit packing: padding counts as tokens served, so epochs are at most these"
+    return shown
 
 
 def _cost(plan: Plan) -> str:

@@ -7,6 +7,7 @@ equal as written, yield the same records, and equal stages are one `Stage` objec
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
@@ -76,6 +77,7 @@ class Resolver:
             stages.append(self._stage(part, length, lr, start))
             start += length
         check_stages(stages)
+        _check_packing(stages)
         self.lengths.notes |= dict.fromkeys(switches(stages))
         return Treatment(base, tuple(stages), whole)
 
@@ -225,6 +227,17 @@ def _check_one_schedule(parts: Sequence[_Parts], train: Mapping[str, Any]) -> No
                 ("stages", part.name, "optimizer", "lr"),
                 f"{part.optimizer.lr} differs from {parts[0].optimizer.lr} of `{parts[0].name}`; expected one peak "
                 "rate for the top-level `lr`, which is one schedule over all stages",
+            )
+
+
+def _check_packing(stages: Sequence[Stage]) -> None:
+    """Best-fit may follow concatenation, which stops anywhere; a window of best-fit is not left half served."""
+    for before, stage in itertools.pairwise(stages):
+        if before.context.packing == "best-fit" and stage.context.packing == "concat":
+            raise Mistake(
+                ("stages", stage.name, "context", "packing"),
+                f"concat after the best-fit of `{before.name}` is not supported; expected best-fit in `{stage.name}`, "
+                f"too, or concat in `{before.name}`",
             )
 
 

@@ -39,7 +39,7 @@ class Context:
 
     length: int
     documents: Literal["masked", "joined"] = "masked"
-    packing: Literal["concat"] = "concat"
+    packing: Literal["concat", "best-fit"] = "concat"
     rope: Rope = Rope()
 
 

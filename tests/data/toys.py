@@ -32,6 +32,7 @@ def piece(
     length: int = 8,
     documents: str = "masked",
     blend_from: int | None = None,
+    packing: str = "concat",
 ) -> dict[str, Any]:
     science: dict[str, Any] = {
         "mixture": dict(mixture),
@@ -41,7 +42,7 @@ def piece(
         "context": {
             "length": length,
             "documents": documents,
-            "packing": "concat",
+            "packing": packing,
             "rope": {"type": "base"},
         },
     }

@@ -62,6 +62,26 @@ def test_two_kills_leave_no_trace_in_the_weights(tmp_path: Path, cache: Path, se
     assert resumed_inside(disturbed) >= 1
 
 
+def test_a_kill_inside_a_window_of_best_fit_packing_leaves_no_trace_nor_does_sharing(
+    tmp_path: Path, cache: Path
+) -> None:
+    """Arms part in the middle of a window: in another mixture, another row length, another seed."""
+    text = LONGER.replace("context: {length: 128}", "context: {length: 128, packing: best-fit}")
+    text = text.replace("seeds: {data: [1, 2]}", "seeds: {data: [1, 2], from: decay}")
+    study = write_study(tmp_path, text)
+    alone, disturbed = tmp_path / "alone", tmp_path / "disturbed"
+    ablate(cache, "run", study, "-o", alone, "--yes", "--no-share")
+    process = start(cache, study, disturbed)
+    wait_for_checkpoints(process, disturbed, set())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    ablate(cache, "run", study, "-o", disturbed, "--yes")
+    assert final_weights(disturbed) == final_weights(alone)
+    assert len(set(final_weights(alone).values())) == len(final_weights(alone)), "every arm and seed trained otherwise"
+    assert disagreements(disturbed) == []
+    assert resumed_inside(disturbed) >= 1
+
+
 def resumed_inside(folder: Path) -> int:
     """Attempts that began at a token inside their segment: what was killed came after a checkpoint."""
     count = 0

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from harness.launch import prepare
+from harness.plan import render
 from harness.store.layout import Folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+SWEEPS = Path(__file__).parents[2] / "sweeps"
 BATCH = 2**19
 
 
@@ -97,8 +99,31 @@ stages:
     assert len(first) == 1, "one trunk for all arms and seeds"
 
 
+@pytest.mark.parametrize(("name", "path", "mass"), [("context", EXAMPLES, 2e9), ("context", SWEEPS, 1e9)])
+def test_the_context_studies(name: str, path: Path, mass: float, tmp_path: Path) -> None:
+    study = prepare.load(path / f"{name}.yaml")
+    prepared = prepare.planned(study, Folder(tmp_path))
+    found = prepared.plan.to_json()
+    names = [arm["name"] for arm in found["arms"]]
+    assert names[:8] == [
+        "default",
+        *(f"len={length}" for length in (8192, 16384, 32768)),
+        "32k-yarn",
+        "32k-linear",
+        "32k-joined",
+        "32k-equal-flops",
+    ]
+    assert len(names) == 10, "the long window crossed with two shares of long documents, whose inner ratio is kept"
+    assert "the length of 32k-equal-flops" in found["unresolved"], "it follows from the base, which is not there yet"
+    assert {stage.context.packing for arm in study.arms for stage in arm.treatment.stages} == {"best-fit"}
+    lengths = {run["points"][-1]["tokens"] for run in found["runs"] if run["arm"] != "32k-equal-flops"}
+    assert [round(tokens / mass, 2) for tokens in lengths] == [1.0], "a longer window is fewer rows, not more tokens"
+    assert [entry for entry in found["lint"] if entry["level"] == "error"] == []
+    assert "epochs are at most these" in render.text(prepared.plan, {})
+
+
 @pytest.mark.parametrize("name", ["mixture-ratio", "decay"])
 def test_the_studies_on_public_data_plan(name: str, tmp_path: Path) -> None:
-    found = plan(name, tmp_path, Path(__file__).parents[2] / "sweeps")
+    found = plan(name, tmp_path, SWEEPS)
     assert [entry for entry in found["lint"] if entry["level"] == "error"] == []
     assert all(source.startswith("sources.") or source in ("base", "tokenizer") for source in found["unresolved"])

@@ -66,8 +66,10 @@ class ContextSpec(Block):
     documents: Annotated[Literal["masked", "joined"], choice("masked", "joined")] | None = Field(
         None, description="masked (no attention between the documents of a row) or joined"
     )
-    packing: Annotated[Literal["concat"], choice("concat", later=("best-fit",))] | None = Field(
-        None, description="concat (documents one after the other, cut at the row's end)"
+    packing: Annotated[Literal["concat", "best-fit"], choice("concat", "best-fit")] | None = Field(
+        None,
+        description="concat (documents one after the other, cut at the row's end) or best-fit (whole documents, padding "
+        "at the row's end)",
     )
 
 
