@@ -11,7 +11,7 @@ CURSOR_SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class OpenWindow:
-    """A window of best-fit packing that was begun. length: of its rows; rows: served of it; begun: documents in them."""
+    """A window of best-fit packing in use. length: of its rows; rows: served of it; begun: documents in those."""
 
     length: int
     rows: int
@@ -23,8 +23,8 @@ class SourceCursor:
     """Where one source is. document: ordinal in its endless sequence; token: offset inside it (the next one).
 
     reshuffles: (ordinal, seed) pairs that order the sequence. tokens, labels: served along the path so far, padding
-    among the tokens. Of best-fit packing alone: window (document and token are where it begins), left: (document, start,
-    stop) of documents that were begun and come first, moved: as in `DocumentSequence`.
+    among the tokens. Of best-fit packing alone: window (document and token are where it begins), left: (document,
+    start, stop) of documents that were begun and come first, moved: as in `DocumentSequence`.
     """
 
     document: int

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,9 @@ class DocumentSequence:
         start = epoch * self.documents
         seed = next(seed for ordinal, seed in reversed(self.reshuffles) if ordinal <= start)
         order = permutation(self.identity, seed, epoch, self.documents)
-        inside = [(at, 0, by) for at, by in self.reshuffles if start < at < start + self.documents]
+        inside: list[tuple[int, int, Any]] = [
+            (at, 0, by) for at, by in self.reshuffles if start < at < start + self.documents
+        ]
         # What is moved at an ordinal was served after a reshuffle there, and before one at any later ordinal.
         for at, _, change in sorted([*inside, *((at, 1, by) for at, by in self.moved)], key=lambda event: event[:2]):
             if not start <= at < start + self.documents:

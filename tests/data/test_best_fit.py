@@ -1,8 +1,7 @@
-"""Best-fit packing: whole documents in rows, the same rows however a path is cut, nothing twice and nothing left out."""
+"""Best-fit packing: whole documents in rows, the same rows however a path is cut, nothing twice, nothing left out."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction

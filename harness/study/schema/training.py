@@ -68,8 +68,8 @@ class ContextSpec(Block):
     )
     packing: Annotated[Literal["concat", "best-fit"], choice("concat", "best-fit")] | None = Field(
         None,
-        description="concat (documents one after the other, cut at the row's end) or best-fit (whole documents, padding "
-        "at the row's end)",
+        description="concat (documents one after the other, cut at the row's end) or best-fit (whole documents, "
+        "padding at the row's end)",
     )
 
 
