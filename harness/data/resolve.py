@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from harness.store.manifests import read_source, write_source
 from harness.study.errors import UserError
 
 _BATCH = 256  # documents tokenized at once
+TELL_SECONDS = 5.0  # between two words of how far tokenizing is
 STAMP = ("path", "size", "mtime_ns", "ctime_ns")  # of `file_stamp`
 
 
@@ -57,7 +59,7 @@ def resolve_source(source: Source, tokenizer: Tokenizer, progress: Progress = si
         documents,
         summary,
         tokenizer,
-        lambda done: progress(f"tokenizing {source.name}: {done:,} of {total:,} documents"),
+        _now_and_then(lambda done: progress(f"tokenizing {source.name}: {done:,} of {total:,} documents"), total),
     )
     meta = read_json(store / "meta.json")
     return {
@@ -72,6 +74,19 @@ def resolve_source(source: Source, tokenizer: Tokenizer, progress: Progress = si
         "generator": stamp.get("generator"),
         "files": [{**file, "sha256": sha256_file(Path(file["path"]))} for file in stamp.get("files", [])],
     }
+
+
+def _now_and_then(tell: Callable[[int], None], total: int) -> Callable[[int], None]:
+    """`tell`, but only every `TELL_SECONDS` and at the end."""
+    told = time.monotonic()
+
+    def maybe(done: int) -> None:
+        nonlocal told
+        if done >= total or time.monotonic() - told >= TELL_SECONDS:
+            told = time.monotonic()
+            tell(done)
+
+    return maybe
 
 
 def _beyond(store: Path) -> dict[str, int]:

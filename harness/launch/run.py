@@ -120,6 +120,8 @@ def bring(study: Study, options: Options, listener: Silent) -> Report:
             listener.note(short)
         for finding in admit.found_in_results(prepared):
             listener.note(finding)
+        for line in _left_out(prepared):
+            listener.note(line)
         record(prepared, options)
         with tracking.following(folder, trackers, listener.note):
             worked = work(prepared, options, listener)
@@ -169,6 +171,14 @@ def work(prepared: Prepared, options: Options, listener: Silent) -> Worked:
     return worked
 
 
+def _left_out(prepared: Prepared) -> list[str]:
+    """What `ablate eval --suite` has added to the folder and the study does not ask for."""
+    before = plans.read_plan(prepared.folder) or {}
+    suites = (before.get("asked") or {}).get("suites") or []
+    left = [suite for suite in suites if suite not in prepared.study.spec.eval.suites]
+    return [f"{suite} was added by `ablate eval`; write it into eval.suites to keep it in the report" for suite in left]
+
+
 def _report(prepared: Prepared, ended: outcome.Ended, listener: Silent) -> Path | None:
     """Build the report. Where runs have failed and it cannot be written either, what is said of them comes first."""
     try:
@@ -206,7 +216,11 @@ def record(prepared: Prepared, options: Options) -> None:
 def write_plan(prepared: Prepared, options: Options) -> None:
     """Write plan.json unless it is there already: the plan, and which call it answers."""
     folder = prepared.folder
-    asked = {"file": os.path.relpath(options.study, folder.root), "set": list(options.overrides)}
+    asked = {
+        "file": os.path.relpath(options.study, folder.root),
+        "set": list(options.overrides),
+        "suites": list(options.suites),
+    }
     track = declared(prepared.study.spec.track)
     plans.write_plan(folder, {**prepared.plan.record(), "share": options.share, "asked": asked, "track": track})
 

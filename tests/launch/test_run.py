@@ -164,6 +164,18 @@ def test_a_failed_evaluation_fails_its_run_and_keeps_what_was_trained(scored: Pa
         assert {item.name: item.state for item in status(first.folder)}["more=0.3/d2"] == "evaluating"
 
 
+def test_a_suite_that_was_added_by_eval_is_named_when_the_study_leaves_it_out(scored: Path) -> None:
+    asked = options(scored)
+    bring(asked)
+    added = replace(asked, overrides=("eval.suites=[quickstart@1]",), suites=("quickstart@1",), train=False)
+    _, said = bring(added)
+    assert not any("was added by" in line for line in said)
+    _, said = bring(asked)
+    assert "quickstart@1 was added by `ablate eval`; write it into eval.suites to keep it in the report" in said
+    _, said = bring(asked)
+    assert not any("was added by" in line for line in said), "said once"
+
+
 def test_without_sharing_every_run_has_segments_of_its_own(unscored: Path) -> None:
     unshared, _ = bring(options(unscored, share=False))
     assert unshared.trained_tokens == 6 * (12800 + 6400)
