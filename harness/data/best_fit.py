@@ -6,12 +6,13 @@ with the least room that still holds them. Only documents that are longer than a
 a row's end is padding: without labels, seen by nothing before it, and in masked rows a document of its own.
 
 A window holds the fewest next documents that fill `WINDOW_ROWS` rows, and ends with the epoch. Its rows come in the
-order of the earliest document in them. Both are part of what `packing: best-fit` means: the rows are a function of
-(source, sequence, where the window begins, row length), whoever works them out and wherever the path is cut.
+order in which the longest piece of each stands in the sequence: by the earliest piece, rows of many short documents
+would come first in every window. Both are part of what `packing: best-fit` means: the rows are a function of (source,
+sequence, where the window begins, row length), whoever works them out and wherever the path is cut.
 
 Where a path goes on in another row length, or with another data seed, in the middle of a window, documents of which
-nothing was served go back to the sequence, behind those that were begun; what is left of the latter comes first in the
-next window. So nothing is skipped, and nothing is served twice before the pool is used up.
+nothing was served go back to the sequence, behind those that were begun; what is left of the latter is in the next
+window. So nothing is skipped, and nothing is served twice before the pool is used up.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ Part = tuple[int, int, int]
 
 
 def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Rows of at most `size` tokens, each a list of indices into `lengths`; a length of `size` has a row to itself.
+    """Rows of at most `size` tokens, each a list of indices into `lengths`, the longest first; a length of `size` has a
+    row to itself.
 
     Best-fit-decreasing; of equal lengths the earlier comes first, of equally good rows the one that was begun first.
     ValueError for a length above `size`.
@@ -91,8 +93,8 @@ def window(source: TokenSource, sequence: DocumentSequence, at: SourceCursor, le
                 break
     cut = [(piece, ordinal) for part, ordinal in zip(parts, ordinals, strict=True) for piece in _cut(part, length)]
     pieces = [piece for piece, _ in cut]
-    rows = [sorted(row) for row in best_fit([stop - start for _, start, stop in pieces], length)]
-    return Window(at.document, end, pieces, [ordinal for _, ordinal in cut], sorted(rows))
+    packed = sorted(best_fit([stop - start for _, start, stop in pieces], length), key=lambda row: row[0])
+    return Window(at.document, end, pieces, [ordinal for _, ordinal in cut], [sorted(row) for row in packed])
 
 
 def _cut(part: Part, length: int) -> Iterable[Part]:
@@ -150,7 +152,7 @@ class BestFitStream:
         return self._after(at, found, rows - first, length)
 
     def reshuffle(self, seed: int) -> None:
-        """Order every document that was not begun by `seed`; what is left of one that was begun comes first."""
+        """Order every document that was not begun by `seed`; one that was begun is finished in the next window."""
         self._close()
         begun = self._at.document + (self._at.token > 0)
         self.sequence = self.sequence.reshuffled(begun, seed)

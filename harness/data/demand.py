@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from harness.data.pieces import DataPiece
+from harness.data.pieces import BEST_FIT, DataPiece
 from harness.plan.blend import drawn
 from harness.plan.exposure import Views, epochs
 from harness.study.errors import UserError
@@ -55,7 +55,8 @@ def _drawn(shares: tuple[Fraction, ...], rows: int) -> tuple[int, ...]:
 class Shortage:
     """A source that a path would read more often than allowed.
 
-    asked, allowed: tokens over the path. epochs: how often its documents are served, over all views of the pool. stage,
+    asked, allowed: tokens over the path. epochs: how often its documents are served, over all views of the pool.
+    padded: rows are packed best-fit, whose padding is among the tokens, so it is at most that often. stage,
     largest_share: in this stage, the last that draws on the source and could be lowered enough, its share may be at
     most this when all else stays.
     """
@@ -67,6 +68,7 @@ class Shortage:
     max_epochs: Fraction
     stage: str | None
     largest_share: Fraction | None
+    padded: bool = False
 
     def __str__(self) -> str:
         remedy = f"at most {self.allowed:,} tokens of it fit"
@@ -74,7 +76,8 @@ class Shortage:
             share = int(self.largest_share * 10000) / 10000  # downwards, so that it fits
             remedy += f", a share of {share:g} in stage `{self.stage}` when all else stays"
         return (
-            f"source `{self.source}`: {self.asked:,} tokens are asked for, {float(self.epochs):.3g} epochs, and "
+            f"source `{self.source}`: {self.asked:,} tokens are asked for, "
+            f"{'with padding at most ' if self.padded else ''}{float(self.epochs):.3g} epochs, and "
             f"max_epochs is {float(self.max_epochs):g}; {remedy}"
         )
 
@@ -103,7 +106,8 @@ def shortages(
         allowed = max(0, int((limit - by_others) * pool_tokens[name]))
         if tokens > allowed:
             stage, share = _largest_share(pieces, name, allowed)
-            found.append(Shortage(name, tokens, allowed, served[name], limit, stage, share))
+            padded = any(DataPiece.read(piece).packing == BEST_FIT for piece in pieces)
+            found.append(Shortage(name, tokens, allowed, served[name], limit, stage, share, padded))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.launch.card import END, Exported, card
-from harness.launch.status import read_plan
+from harness.launch.status import read_plan, run_of
 from harness.store import states
 from harness.store.atomic import publish, staging_folder, writing
 from harness.store.layout import Folder
@@ -43,7 +43,7 @@ def find(folder: Folder, which: str) -> Exported:
     """What `which` names, its weights looked at. Raises UserError."""
     plan = read_plan(folder)
     name, seeds, label = _parts(plan, which)
-    run = _run(folder, plan, name, seeds)
+    run = run_of(folder, plan, name, seeds)
     labels = {str(point["label"]): str(point["state"]) for point in run["points"]}
     labels.setdefault(END, run["path"][-1])
     if label not in labels:
@@ -72,16 +72,3 @@ def _parts(plan: dict[str, Any], which: str) -> tuple[str, str, str]:
     if at and not label:
         raise UserError(f"`{which}` ends with `@`; expected a point behind it, such as `ema`.")
     return arm, seeds, label or END
-
-
-def _run(folder: Folder, plan: dict[str, Any], arm: str, seeds: str) -> dict[str, Any]:
-    names = {entry["name"]: entry["same_as"] or entry["name"] for entry in plan["arms"]}
-    if arm not in names:
-        raise UserError(f"{folder.root} has no arm `{arm}`; {nearest(arm, names)}")
-    runs = [run for run in plan["runs"] if run["arm"] == names[arm] and seeds in ("", run["seed_set"])]
-    if len(runs) == 1:
-        return dict(runs[0])
-    choices = [run["name"] for run in plan["runs"] if run["arm"] == names[arm]]
-    if not runs:
-        raise UserError(f"arm `{arm}` has no seeds `{seeds}`; {nearest(f'{arm}/{seeds}', choices)}")
-    raise UserError(f"arm `{arm}` has {len(runs)} runs; name one of them: {', '.join(choices)}")

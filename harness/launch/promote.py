@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.launch.status import read_plan
+from harness.launch.status import read_plan, run_of
 from harness.plan.schedule import end_rate
 from harness.store import states
 from harness.store.layout import Folder
@@ -59,14 +59,10 @@ def _results_folder(name: str, results: str, study_folder: Path, folder: Folder)
 
 
 def _run(name: str, found: Folder, arm: str, seeds: str) -> dict[str, Any]:
-    plan = read_plan(found)
-    arms = {entry["name"]: entry["same_as"] or entry["name"] for entry in plan["arms"]}
-    if arm not in arms:
-        raise UserError(f"`base.run: {name}`: {found.root} has no arm `{arm}`; {nearest(arm, arms)}")
-    runs = {str(run["seed_set"]): run for run in plan["runs"] if run["arm"] == arms[arm]}
-    if seeds not in runs:
-        raise UserError(f"`base.run: {name}`: arm `{arm}` has no seeds `{seeds}`; {nearest(seeds, runs)}")
-    return dict(runs[seeds])
+    try:
+        return run_of(found, read_plan(found), arm, seeds)
+    except UserError as error:
+        raise UserError(f"`base.run: {name}`: {error}") from None
 
 
 def _end(name: str, found: Folder, run: dict[str, Any]) -> tuple[Any, states.Done]:

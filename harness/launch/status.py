@@ -15,7 +15,7 @@ from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.store.states import Done
 from harness.store.tracking import read_standings
-from harness.study.errors import UserError
+from harness.study.errors import UserError, nearest
 
 SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silent
 
@@ -65,6 +65,20 @@ def read_plan(folder: Folder) -> dict[str, Any]:
             "`ablate run STUDY.yaml -o DIR` makes one."
         )
     return plan
+
+
+def run_of(folder: Folder, plan: Mapping[str, Any], arm: str, seeds: str = "") -> dict[str, Any]:
+    """The run of an arm (by any of its names) with a seed set, its only one without. Raises UserError."""
+    names = {entry["name"]: entry["same_as"] or entry["name"] for entry in plan["arms"]}
+    if arm not in names:
+        raise UserError(f"{folder.root} has no arm `{arm}`; {nearest(arm, names)}")
+    runs = [run for run in plan["runs"] if run["arm"] == names[arm] and seeds in ("", run["seed_set"])]
+    if len(runs) == 1:
+        return dict(runs[0])
+    choices = [run["name"] for run in plan["runs"] if run["arm"] == names[arm]]
+    if not runs:
+        raise UserError(f"arm `{arm}` has no seeds `{seeds}`; {nearest(f'{arm}/{seeds}', choices)}")
+    raise UserError(f"arm `{arm}` has {len(runs)} runs; name one of them: {', '.join(choices)}")
 
 
 def status(folder: Folder) -> list[RunStatus]:

@@ -299,6 +299,18 @@ def test_packed_rows_train_as_each_document_by_itself_and_whatever_pads() -> Non
         torch.testing.assert_close(gradient, total, rtol=0, atol=0)
 
 
+def test_rows_of_short_documents_do_not_come_first() -> None:
+    """Documents a row, by quarter of a window, are about the same: no curriculum of lengths in every window."""
+    generator = np.random.default_rng(1)
+    sizes = np.clip(generator.lognormal(6.0, 1.0, 4000), 8, 20_000).astype(int)
+    source = TokenSource("web", np.zeros(sizes.sum(), dtype="<u2"), np.concatenate([[0], np.cumsum(sizes)]))
+    with patch.object(best_fit, "WINDOW_ROWS", 256):
+        found = best_fit.window(source, _InOrder(4000), best_fit.SourceCursor(0, 0, ((0, 0),), 0, 0), 4096)  # type: ignore[arg-type]
+    held = np.array([len(row) for row in found.rows])
+    quarters = [quarter.mean() for quarter in np.array_split(held, 4)]
+    assert max(quarters) < 1.5 * min(quarters)
+
+
 def test_little_of_a_row_is_padding() -> None:
     """Documents as they are on the web, log-normal around 600 tokens, in rows of 4,096."""
     generator = np.random.default_rng(0)
