@@ -349,13 +349,23 @@ def _segments(
                 segments[found.id] = found
             paths.append([alias[name] for name in own.of_run[0]])
     if shape is not None:
+        known: dict[tuple[int, int, int], int] = {}  # the seeds of an arm have their pieces in common
         for segment in segments.values():
-            segment.flops = sum(
-                shape.flops_per_token(piece.science["context"]["length"])
-                * max(0, min(piece.end, segment.tokens_to) - max(piece.start, segment.tokens_from))
-                for piece in runs[segment.run].pieces
-            )
+            pieces = runs[segment.run].pieces
+            key = (id(pieces), segment.tokens_from, segment.tokens_to)
+            if key not in known:
+                known[key] = _flops(pieces, segment.tokens_from, segment.tokens_to, shape)
+            segment.flops = known[key]
     return segments, paths
+
+
+def _flops(pieces: Sequence[Piece], start: int, end: int, shape: cost.ModelShape) -> int:
+    """Floating-point operations of the tokens [start, end) of a path."""
+    return sum(
+        shape.flops_per_token(piece.science["context"]["length"]) * (min(piece.end, end) - max(piece.start, start))
+        for piece in pieces
+        if piece.start < end and piece.end > start
+    )
 
 
 def _layout(treatment: Treatment, every: int | None) -> tuple[tuple[str, int], ...]:
@@ -402,13 +412,11 @@ def _is_read(study: Study, run: PlanRun) -> bool:
 
 def _path_flops(runs: Sequence[PlanRun], shape: cost.ModelShape) -> dict[str, int]:
     """Floating-point operations of each arm's whole path, shared or not."""
-    return {
-        run.arm: sum(
-            (piece.end - piece.start) * shape.flops_per_token(piece.science["context"]["length"])
-            for piece in run.pieces
-        )
-        for run in runs
-    }
+    found: dict[str, int] = {}
+    for run in runs:
+        if run.arm not in found:
+            found[run.arm] = _flops(run.pieces, 0, run.tokens, shape)
+    return found
 
 
 def _totals(plan: Plan) -> dict[str, Any]:
