@@ -1,4 +1,4 @@
-"""The report's figures as SVG and PDF: loss curves, learning rate with mixture, scores along training.
+"""The report's figures as SVG and PDF: loss curves, learning rate with mixture, scores along training and positions.
 
 matplotlib is imported when a figure is drawn. The same series give the same bytes: ids are salted with the figure's
 name and no date is written. Colours are Okabe and Ito's, which colour-blind readers tell apart; the baseline is
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.curves import TOTAL, Line, LossCurves, Schedule
+from analysis.positions import ByPosition
 from analysis.trajectory import Trajectory
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
@@ -113,6 +114,22 @@ def scores_figure(scores: Sequence[Trajectory], styles: Styles) -> Any:
         for arm, by_tokens in trajectory.means.items():
             y = [value * metric.scale for value in by_tokens.values()]
             axis.plot(list(by_tokens), y, label=arm, marker="o", markersize=2.4, **styles[arm])
+    _legend(figure, axes[0], len(arms))
+    return figure
+
+
+def positions_figure(sources: Sequence[ByPosition], styles: Styles) -> Any:
+    """Held-out loss by position in the window, a panel a source, a line an arm."""
+    shown = sources[:MOST_SCORES]
+    arms = dict.fromkeys(arm for source in shown for arm in source.means)
+    figure, axes = _canvas(len(shown), _height(len(arms)))
+    for axis, source in zip(axes, shown, strict=True):
+        _axis(axis, source.source, "position in the window", "" if axis is not axes[0] else "nats per token")
+        for arm, line in source.means.items():
+            middle = [(low + high) / 2 for low, high, _ in line]
+            axis.plot(middle, [nats for _, _, nats in line], label=arm, marker="o", markersize=2.4, **styles[arm])
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(lambda at, _: f"{at:g}")
     _legend(figure, axes[0], len(arms))
     return figure
 
@@ -272,6 +289,7 @@ ALTERNATIVES = {
     "loss": "Training loss over tokens, the shared trunk and then one line an arm, whole batch and by source",
     "schedule": "Learning rate over tokens for each arm, and the mixture of sources along each path",
     "scores": "Each metric over tokens trained, one line an arm",
+    "positions": "Held-out loss by position in the window, a panel a source, one line an arm",
 }
 
 
@@ -283,7 +301,11 @@ def inline(name: str, svg: str) -> str:
 
 
 def figure_files(
-    curves: LossCurves, schedules: Sequence[Schedule], scores: Sequence[Trajectory], styles: Styles
+    curves: LossCurves,
+    schedules: Sequence[Schedule],
+    scores: Sequence[Trajectory],
+    styles: Styles,
+    positions: Sequence[ByPosition] = (),
 ) -> Mapping[str, bytes]:
     """File name → content, an SVG and a PDF for each figure that there is something to draw for."""
     import matplotlib
@@ -301,6 +323,8 @@ def figure_files(
             drawn["schedule"] = schedule_figure(schedules, curves.shared, styles)
         if scores:
             drawn["scores"] = scores_figure(scores, styles)
+        if positions:
+            drawn["positions"] = positions_figure(positions, styles)
         for name, figure in drawn.items():
             files[f"{name}.svg"] = _svg(figure, name).encode()
             files[f"{name}.pdf"] = _pdf(figure)

@@ -18,6 +18,7 @@ from analysis.effects import Comparisons
 from analysis.frame import Frame, read_frame
 from analysis.latex import table_main, table_metrics
 from analysis.page import context
+from analysis.positions import by_position
 from analysis.tables import build_rows, table_csv
 from analysis.trajectory import Trajectory, trajectories, trajectory_csv
 from harness.store.atomic import write_bytes, write_json
@@ -62,7 +63,7 @@ def build(folder: Path) -> Path:
 
 # What is there only while there is something to show.
 OPTIONAL = (
-    *(f"figures/{name}.{kind}" for name in ("loss", "schedule", "scores") for kind in ("svg", "pdf")),
+    *(f"figures/{name}.{kind}" for name in ("loss", "schedule", "scores", "positions") for kind in ("svg", "pdf")),
     "scores.csv",
 )
 
@@ -70,7 +71,8 @@ OPTIONAL = (
 def _figures(frame: Frame, scores: Sequence[Trajectory]) -> Mapping[str, bytes]:
     names = [arm.name for arm in frame.compared]
     styles = figures.Styles(names, frame.compare.baseline, frame.compare.control)
-    return figures.figure_files(curves.loss_curves(frame), curves.schedules(frame), scores, styles)
+    losses, schedules = curves.loss_curves(frame), curves.schedules(frame)
+    return figures.figure_files(losses, schedules, scores, styles, by_position(frame))
 
 
 @cache
