@@ -37,23 +37,23 @@ def test_an_arm_a_seed_and_a_task_that_are_added_cost_what_is_new_and_taken_away
     study, out = changed(write_small(tmp_path), "max_length: 64", "max_length: 256"), tmp_path / "out"
     ablate(cache, "run", study, "-o", out)
     assert steps(out) == TRUNK + 2 * DECAY
-    assert results(out) == 2 * 2  # two arms, two held-out sources
+    assert results(out) == 2 * 3  # two arms; two held-out sources, and continuations
 
     changed(study, "values: [0.3]", "values: [0.3, 0.4]")
     ablate(cache, "run", study, "-o", out)
     assert steps(out) == TRUNK + 3 * DECAY
-    assert results(out) == 3 * 2
+    assert results(out) == 3 * 3
 
     changed(study, "seeds: {data: [1]}", "seeds: {data: [1, 2]}")
     ablate(cache, "run", study, "-o", out)
     assert steps(out) == 2 * (TRUNK + 3 * DECAY)
-    assert results(out) == 6 * 2
+    assert results(out) == 6 * 3
 
     changed(study, "eval: {at: [end]", "eval: {at: [end], suites: [smoke@1]")
     ablate(cache, "run", study, "-o", out)
     assert steps(out) == 2 * (TRUNK + 3 * DECAY)
     tasks = {task["task"] for task in plan_of(out)["tasks"]}
-    assert len(tasks) > 2 and results(out) == 6 * len(tasks)
+    assert len(tasks) > 3 and results(out) == 6 * len(tasks)
 
     changed(study, "values: [0.3, 0.4]", "values: [0.3]")
     changed(study, "seeds: {data: [1, 2]}", "seeds: {data: [1]}")
