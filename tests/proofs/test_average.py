@@ -57,7 +57,9 @@ def test_killed_and_unshared_runs_end_in_the_same_averages(tmp_path: Path, cache
     assert len(merges) == 4 and not {segment["state"] for segment in merges} & {"new", "recomputed"}
     assert all(segment["tokens_from"] == segment["tokens_to"] and len(segment["parents"]) == 1 for segment in merges)
     assert {item["state"] for item in plan["evals"]} == {"reused"}
-    assert len(plan["evals"]) == 4 * 2 * 2 + 2 * 2  # runs, points, sources; continuations of the first seed at both points
+    assert (
+        len(plan["evals"]) == 4 * 2 * 2 + 2 * 2
+    )  # runs, points, sources; continuations of the first seed at both points
     assert "trained 0 tokens, evaluated 0 states" in ablate(cache, "run", study, "-o", undisturbed, "--yes")
     assert "0 damaged" in ablate(cache, "verify", undisturbed)
     assert "DIFFERENT" not in ablate(cache, "verify", undisturbed, "default/d1")
