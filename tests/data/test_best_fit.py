@@ -270,7 +270,7 @@ def gradients(batch: Batch, change: int | None = None) -> tuple[float, list[torc
     labels = torch.from_numpy(np.where(batch.labels == NO_LABEL, NO_LABEL, batch.labels % 200))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     loss.backward()
-    return float(loss), [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    return float(loss.detach()), [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
 
 
 def test_packed_rows_train_as_each_document_by_itself_and_whatever_pads() -> None:
