@@ -442,15 +442,28 @@ def _totals(plan: Plan) -> dict[str, Any]:
 
 
 def _disk_bytes(plan: Plan, shape: cost.ModelShape) -> int:
-    """Bytes of the checkpoints that stay: one at the end of every segment, and the bases."""
+    """Bytes of the checkpoints that stay: one at the end of every segment, those that `keep` names, and the bases."""
+    spec = plan.study.spec
+    inside = _kept_every(spec.keep.checkpoints, spec.launch.checkpoint_every)
     per_parameter = cost.BYTES_PER_PARAMETER * len(plan.bases)
     for segment in plan.segments.values():
         if segment.kind == "merge":
             per_parameter += cost.WEIGHT_BYTES
             continue
         last = next(piece for piece in plan.runs[segment.run].pieces if piece.end >= segment.tokens_to)
-        per_parameter += cost.checkpoint_bytes(last.science["optimizer"])
+        kept = 1 + ((segment.tokens_to - 1) // inside - segment.tokens_from // inside if inside else 0)
+        per_parameter += kept * cost.checkpoint_bytes(last.science["optimizer"])
     return per_parameter * shape.total
+
+
+def _kept_every(keep: int | str, written: Any) -> int | None:
+    """Path tokens between two checkpoints that stay inside a segment, None where none does. written: between two that
+    are written."""
+    if keep == "last":
+        return None
+    if keep == "all":
+        return None if written is None else int(written)
+    return int(keep)
 
 
 def _model_json(base: BaseSpec, shape: cost.ModelShape | None) -> dict[str, Any]:

@@ -158,6 +158,10 @@ def _segment_line(plan: Plan, segment: Segment) -> str:
     )
 
 
+def _held_out(plan: Plan) -> bool:
+    return plan.study.spec.eval.held_out != "none"
+
+
 def _exposures(plan: Plan, pools: Mapping[str, int], width: int, shared: Views) -> str:
     """Tokens asked of each source over the whole path, and epochs of its pool, per arm."""
     names = list(plan.study.sources)
@@ -192,7 +196,9 @@ def _cost(plan: Plan) -> str:
         lines.append(f"FLOPs: {totals['flops']:.3g}; GPU-hours: {_hours(totals['gpu_hours'])}")
         lines.append(f"  {totals['gpu_hours_basis']}")
         lines.append(f"disk: about {_bytes(totals['disk_bytes'])} of checkpoints")
-    lines.append(f"evaluations to do: {totals['evals_to_do']}")
+    open_yet = any(name.startswith("sources.") for name in plan.unresolved)
+    more = ", and those of held-out text, once its sources are resolved" if _held_out(plan) and open_yet else ""
+    lines.append(f"evaluations to do: {totals['evals_to_do']}{more}")
     return "\n".join(lines)
 
 

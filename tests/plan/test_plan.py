@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.plan import cost
 from harness.plan.fingerprint import base_state, state_at
 from harness.plan.observed import CheckpointSeen, Observed, StateSeen
 from harness.plan.plan import Plan, build_plan
@@ -206,3 +207,29 @@ def test_the_json_has_the_fields_of_the_contract(tmp_path: Path) -> None:
 def test_the_record_of_a_plan_names_each_runs_path(tmp_path: Path, shared: bool) -> None:
     plan = build_plan(study(tmp_path), identities(), None, [TASK], share=shared)
     assert {name: facts["path"] for name, facts in science_summary(plan).items()} == {r.name: r.path for r in plan.runs}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ((), 0),
+        (("launch.checkpoint_every=2048", "keep.checkpoints=last"), 0),
+        (("launch.checkpoint_every=2048", "keep.checkpoints=all"), 2048),
+        (("keep.checkpoints=every 4096",), 4096),
+    ],
+)
+def test_the_disk_holds_what_is_kept_inside_segments_too(tmp_path: Path, changes: tuple[str, ...], kept: int) -> None:
+    plain = build_plan(study(tmp_path), identities())
+    plan = build_plan(study(tmp_path, overrides=changes), identities())
+    inside = sum(
+        len([tokens for tokens in range(kept, segment.tokens_to, kept) if tokens > segment.tokens_from])
+        for segment in plan.segments.values()
+        if kept
+    )
+    at_an_end = (plain.totals["disk_bytes"] - _bases(plain)) / len(plain.segments)
+    assert plan.totals["disk_bytes"] == plain.totals["disk_bytes"] + inside * at_an_end
+
+
+def _bases(plan: Plan) -> int:
+    assert plan.shape is not None
+    return cost.BYTES_PER_PARAMETER * len(plan.bases) * plan.shape.total
