@@ -27,7 +27,7 @@ def check_measured(metrics: Iterable[str], tasks: Sequence[EvalTask]) -> None:
     for metric in metrics:
         suite, _, rest = metric.partition(".")
         if suite in texts:
-            raise UserError(f"compare: `{metric}` is not measured; continuations are texts to read and have no metric.")
+            raise UserError(f"`{metric}` is not measured; continuations are texts to read and have no metric.")
         own = {task.task: task for task in tasks if task.suite == suite and task.kind == "lm_eval"}
         if rest == "average" or not own:
             continue
@@ -36,7 +36,7 @@ def check_measured(metrics: Iterable[str], tasks: Sequence[EvalTask]) -> None:
             names = [
                 f"{suite}.{name}.{measure}" for name, task in own.items() for measure in measures(task) or ("acc",)
             ]
-            raise UserError(f"compare: `{metric}` is not measured; {nearest(metric, [f'{suite}.average', *names])}")
+            raise UserError(f"`{metric}` is not measured; {nearest(metric, [f'{suite}.average', *names])}")
         known = measures(found)
         measure = rest.removeprefix(f"{found.task}.")
         if (
@@ -45,7 +45,7 @@ def check_measured(metrics: Iterable[str], tasks: Sequence[EvalTask]) -> None:
             and measure.partition(",")[0] not in {name for name in known if "," not in name}
         ):
             valid = nearest(metric, [f"{suite}.{found.task}.{name}" for name in known])
-            raise UserError(f"compare: `{found.suite}.{found.task}` does not measure `{measure}`; {valid}")
+            raise UserError(f"`{found.suite}.{found.task}` does not measure `{measure}`; {valid}")
 
 
 def measures(task: EvalTask) -> tuple[str, ...]:

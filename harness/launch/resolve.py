@@ -14,6 +14,7 @@ from harness.plan.science import Identities
 from harness.store import manifests
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.study.errors import Mistake, UserError
 
 if TYPE_CHECKING:
     from harness.evals.settings import EvalSettings, EvalTask
@@ -177,5 +178,13 @@ def evaluation_tasks(study: Study, resolved: Resolved) -> list[EvalTask]:
         settings = replace(settings, continuations=0)
     tasks = resolve_tasks(study.spec.eval, resolved.sources, settings, study.path.parent)
     compare = study.spec.compare
-    check_measured([*compare.primary, *compare.not_worse], tasks)
+    named: list[tuple[tuple[str | int, ...], str]] = [
+        *((("compare", "primary", index), metric) for index, metric in enumerate(compare.primary)),
+        *((("compare", "not_worse", metric), metric) for metric in compare.not_worse),
+    ]
+    for place, metric in named:
+        try:
+            check_measured([metric], tasks)
+        except UserError as error:
+            raise study.error(Mistake(place, str(error), at_key="not_worse" in place)) from None
     return tasks

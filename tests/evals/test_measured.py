@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
+from harness import cli
 from harness.evals.measured import check_measured, measures
 from harness.evals.settings import EvalSettings, EvalTask
 from harness.evals.suites import resolve_tasks
@@ -52,7 +54,7 @@ def test_what_a_task_measures_can_be_compared(metric: str, tasks: list[EvalTask]
     ],
 )
 def test_what_no_task_measures_is_refused_with_the_nearest_name(metric: str, near: str, tasks: list[EvalTask]) -> None:
-    with pytest.raises(UserError, match="compare: ") as caught:
+    with pytest.raises(UserError, match="measure") as caught:
         check_measured([metric], tasks)
     assert near in str(caught.value) and "\n" not in str(caught.value)
 
@@ -60,3 +62,15 @@ def test_what_no_task_measures_is_refused_with_the_nearest_name(metric: str, nea
 def test_every_headline_of_a_suite_is_among_what_its_task_measures(tasks: list[EvalTask]) -> None:
     for task in tasks:
         assert task.headline in measures(task)
+
+
+def test_the_place_in_the_study_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "sweeps" / "quickstart.yaml").read_text()
+    study = tmp_path / "study.yaml"
+    study.write_text(text.replace("primary: [bpb.docs", "primary: [quickstart.arithmetic.acx, bpb.docs"))
+    assert cli.call(["plan", str(study), "-o", str(tmp_path / "out")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    line = next(number for number, line in enumerate(study.read_text().splitlines(), 1) if "arithmetic.acx" in line)
+    assert (
+        f"study.yaml:{line}:" in said and "compare.primary[0]: `quickstart.arithmetic` does not measure `acx`" in said
+    )
