@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from harness.store import attempts, processes
 from harness.store.atomic import staged_name, sweep, write_json
 from harness.store.layout import Folder
-from harness.store.processes import Observer, Pulse, abandoned, alive, identity
+from harness.store.processes import Observer, abandoned, alive, identity
 
 ELSEWHERE = {"host": "node-17", "machine": "another", "pid": 1, "started": 1}
 
@@ -74,6 +75,7 @@ def test_here_a_dead_process_is_dead_at_once_and_a_suspended_one_after_the_lease
 
 def test_an_attempt_has_a_pulse_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "BEAT_SECONDS", 0.01)
+    others = set(threading.enumerate())
     state = Folder(tmp_path).state("s")
     attempt = attempts.begin(state, {})
     first = attempts.read_pulse(state, 0)
@@ -84,7 +86,7 @@ def test_an_attempt_has_a_pulse_until_it_ends(tmp_path: Path, monkeypatch: pytes
     attempt.finish("trained")
     ended = attempts.read_pulse(state, 0)
     assert processes.quiet_seconds(ended) is not None
-    assert not [thread for thread in __import__("threading").enumerate() if isinstance(thread, Pulse)]
+    assert not set(threading.enumerate()) - others
 
 
 def test_a_foreign_attempt_is_waited_for_while_its_pulse_changes(tmp_path: Path) -> None:
