@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -287,11 +287,7 @@ def smoke(asked: Options, as_json: bool) -> int:
     from harness.launch.smoke import smoke, text
 
     result = smoke(asked, listener_for(as_json))
-    if as_json:
-        _json(result.to_json())
-    else:
-        print(text(result))
-    return result.exit_code
+    return _json(result.to_json(), result.exit_code) if as_json else _say(text(result), result.exit_code)
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -397,8 +393,6 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def sync(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from harness.launch.progress import listener_for
     from harness.launch.tracking import sync as send
 
@@ -423,15 +417,13 @@ def schema(options: argparse.Namespace) -> int:
 def bench_loop(options: argparse.Namespace) -> int:
     from harness.train.bench import bench_loop as measure
 
-    found = measure()
-    return _json(found) if options.json else _say(json.dumps(found, indent=1))
+    return _figures(measure(), options)
 
 
 def bench_plan(options: argparse.Namespace) -> int:
     from harness.launch.bench_plan import bench
 
-    found = bench()
-    return _json(found) if options.json else _say(json.dumps(found, indent=1))
+    return _figures(bench(), options)
 
 
 def bench_share(options: argparse.Namespace) -> int:
@@ -440,7 +432,10 @@ def bench_share(options: argparse.Namespace) -> int:
     from harness.launch.run import Options
 
     asked = Options(options.study, None, tuple(options.set), _executor(options), options.jobs)
-    found = bench(asked, listener_for(options.json))
+    return _figures(bench(asked, listener_for(options.json)), options)
+
+
+def _figures(found: dict[str, Any], options: argparse.Namespace) -> int:
     return _json(found) if options.json else _say(json.dumps(found, indent=1))
 
 

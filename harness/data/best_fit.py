@@ -108,7 +108,7 @@ def closed(source: TokenSource, sequence: DocumentSequence, at: SourceCursor) ->
         return sequence, at
     found = window(source, sequence, at, at.window.length)
     first = at.document + (at.token > 0)  # a document that was begun before the window stays where it is
-    begun = sorted(found.begun(at.window.rows))
+    begun = found.begun(at.window.rows)
     served = {index for row in found.rows[: at.window.rows] for index in row}
     left = [
         part
@@ -116,10 +116,10 @@ def closed(source: TokenSource, sequence: DocumentSequence, at: SourceCursor) ->
         if index not in served and (found.ordinals[index] == -1 or found.ordinals[index] in begun)
     ]
     after = replace(at, document=first + len(begun), token=0, window=None, left=tuple(_joined(left)))
-    if begun != list(range(first, first + len(begun))):
-        unbegun = [ordinal for ordinal in range(first, found.end) if ordinal not in set(begun)]
+    if begun != set(range(first, first + len(begun))):
+        order = sorted(range(first, found.end), key=lambda ordinal: ordinal not in begun)  # stable
         documents = sequence.served(first, found.end)
-        sequence = sequence.rearranged(first, [int(documents[at - first]) for at in [*begun, *unbegun]])
+        sequence = sequence.rearranged(first, [int(documents[ordinal - first]) for ordinal in order])
     return sequence, replace(after, moved=sequence.moved)
 
 

@@ -110,11 +110,11 @@ def _whole(folder: Folder, target: Target) -> bool:
     return standing.sent == standing.of
 
 
-def _standing(folder: Folder, target: Target) -> Standing:
+def _standing(folder: Folder, target: Target, part: tuple[int, int] = (0, 1)) -> Standing:
     def never(target: Target) -> Any:
         raise TrackerDown("not asked")
 
-    return senders(folder, read_plan(folder), [target], never)[0].standing
+    return senders(folder, read_plan(folder), [target], never, part)[0].standing
 
 
 def _record(folder: Folder, trackers: Sequence[Target], standings: Sequence[Standing]) -> None:
@@ -134,7 +134,7 @@ class Follower:
         part: tuple[int, int] = (0, 1),
         told: Callable[[Sequence[Standing]], None] = lambda standings: None,
     ) -> None:
-        self.standings = [_standing(folder, target) for target in trackers]
+        self.standings = [_standing(folder, target, part) for target in trackers]
         self._note = note
         self._told = told
         self._told_at = 0.0

@@ -33,6 +33,13 @@ class Block(BaseModel):
     refused: ClassVar[dict[str, str]] = {}
 
     @classmethod
+    def refusal(cls, key: str) -> str | None:
+        """What is said of a key that the block has not, where more is known of it than that."""
+        if key in cls.later:
+            return f"`{key}` is not supported yet"
+        return f"`{key}`: {cls.refused[key]}" if key in cls.refused else None
+
+    @classmethod
     def names(cls) -> list[str]:
         """The keys that a user may write, in order."""
         return [field.alias or name for name, field in cls.model_fields.items()]

@@ -92,10 +92,8 @@ def block_at(root: type[Block], path: Sequence[str | int]) -> type[Block] | None
 
 
 def _unknown(path: Path, key: str, here: Any, valid: Iterable[str]) -> Mistake:
-    if isinstance(here, type) and issubclass(here, Block) and key in here.later:
-        return Mistake((*path, key), f"`{key}` is not supported yet", at_key=True)
-    if isinstance(here, type) and issubclass(here, Block) and key in here.refused:
-        return Mistake((*path, key), f"`{key}`: {here.refused[key]}", at_key=True)
+    if isinstance(here, type) and issubclass(here, Block) and (refusal := here.refusal(key)):
+        return Mistake((*path, key), refusal, at_key=True)
     where = f"`{dotted(path)}`" if path else "the study"
     return Mistake((*path, key), f"`{key}` is not known in {where}; {nearest(key, valid)}", at_key=True)
 

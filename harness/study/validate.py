@@ -46,10 +46,8 @@ def _mistake(model: type[Block], details: ErrorDetails) -> Mistake:
 
 def _unknown_key(model: type[Block], path: Path) -> Mistake:
     key, block = str(path[-1]), block_at(model, path[:-1])
-    if block is not None and key in block.later:
-        return Mistake(path, f"`{key}` is not supported yet", at_key=True)
-    if block is not None and key in block.refused:
-        return Mistake(path, f"`{key}`: {block.refused[key]}", at_key=True)
+    if block is not None and (refusal := block.refusal(key)):
+        return Mistake(path, refusal, at_key=True)
     valid = block.names() if block is not None else []
     where = f"`{dotted(path[:-1])}`" if len(path) > 1 else "a study"
     return Mistake(path, f"`{key}` is not known in {where}; {nearest(key, valid)}", at_key=True)

@@ -70,18 +70,14 @@ class Sender:
     def standing(self) -> Standing:
         return Standing(str(self._target), self._done, self._of, self.problem)
 
-    @property
-    def finished(self) -> bool:
-        return not self._left
-
     def tick(self, told: Callable[[], None] = lambda: None, now: Callable[[], float] = time.monotonic) -> None:
         """Send what is there. told: called whenever a run was sent whole."""
         if now() < self._down_until:
             return
         for item in list(self._left):
-            if not self._ready(item):
-                continue
             try:
+                if not self._ready(item):
+                    continue
                 whole = self._send(item)
             except Exception as error:  # whatever a tracker's library raises: not now
                 self._let_go(item)
@@ -117,11 +113,7 @@ class Sender:
         if self._tracker is None:
             if not self._projection.begun(item):
                 return False
-            try:
-                self._tracker = self._make()
-            except TrackerDown as error:
-                self.problem = str(error)
-                return False
+            self._tracker = self._make()
         return self._projection.begun(item) if self._tracker.live else self._projection.ended(item)
 
     def _send(self, item: Projected) -> bool:

@@ -8,34 +8,17 @@ from pathlib import Path
 import pytest
 
 from harness import cli
+from tests.proofs.small import SMALL
 from tests.track.wandb_server import KEY, WandbServer, wandb_server
 
-STUDY = """\
-schema: 1
-study: tracked
-base:
-  model:
-    config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-             num_key_value_heads: 2, max_position_embeddings: 64, tie_word_embeddings: true}
-  tokenizer: {bpe: {vocab: 300, sources: [sums]}}
-sources:
-  sums: {builtin: arithmetic, documents: 200}
-  more: {builtin: arithmetic, documents: 200, seed: 1}
-train:
-  batch_tokens: 256
-  context: {length: 64}
-  optimizer: {lr: 3.0e-3}
-  mixture: {sums: 1.0}
-stages:
-  stable: {tokens: 2560, lr: {shape: constant, warmup: 256}}
-  decay: {tokens: 2560, mixture: {sums: 0.5, more: 0.5}, lr: {shape: linear, to: 0}}
-ablate:
-  - mixture: {stage: decay, vary: more, values: [0.3], absorb: sums}
-seeds: {data: [1]}
-compare: {control: default, primary: [bpb.sums]}
-eval: {at: [stable, end], max_length: 64, held_out: {window: 64, documents: 4}}
-launch: {jobs: 1, checkpoint_every: 1024}
-"""
+STUDY = (
+    SMALL.replace("study: small", "study: tracked")
+    .replace("STABLE", "2560")
+    .replace("warmup: 2560", "warmup: 256")
+    .replace("tokens: 6400", "tokens: 2560")
+    .replace("at: [end]", "at: [stable, end]")
+    .replace("checkpoint_every: 2560", "checkpoint_every: 1024")
+)
 UPDATES = 20  # of a run's path
 
 
