@@ -117,9 +117,17 @@ class Cluster:
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         self._munged = self._spawn(
-            ["munged", "--foreground", "--force", "--num-threads=4", f"--socket={self.root}/munge.socket"]
-            + [f"--key-file={key}", f"--pid-file={self.root}/munged.pid", f"--log-file={self.root}/munged.log"]
-            + [f"--seed-file={self.root}/munged.seed"],
+            [
+                "munged",
+                "--foreground",
+                "--force",
+                "--num-threads=4",
+                f"--socket={self.root}/munge.socket",
+                f"--key-file={key}",
+                f"--pid-file={self.root}/munged.pid",
+                f"--log-file={self.root}/munged.log",
+                f"--seed-file={self.root}/munged.seed",
+            ],
             "munged",
         )
         self.wait_for(lambda: (self.root / "munge.socket").exists(), "munged to listen")
