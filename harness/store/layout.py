@@ -19,6 +19,18 @@ class Folder:
         self.evals = self.root / "evals"
         self.report = self.root / "report"
         self.track = self.root / "track"
+        self.submissions = self.root / "submissions"
+        self.snapshots = self.root / "snapshots"
+
+    def submission(self, number: int) -> SubmissionFolder:
+        return SubmissionFolder(self.submissions / str(number))
+
+    def all_submissions(self) -> list[SubmissionFolder]:
+        """What was submitted to Slurm, in order."""
+        if not self.submissions.is_dir():
+            return []
+        numbers = sorted(int(path.name) for path in self.submissions.iterdir() if path.name.isdigit())
+        return [self.submission(number) for number in numbers]
 
     def source_manifest(self, name: str) -> Path:
         return self.manifests / "sources" / f"{name}.json"
@@ -78,3 +90,24 @@ class StateFolder:
         if not self.checkpoints.is_dir():
             return []
         return sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit())
+
+
+class SubmissionFolder:
+    """One call of sbatch: what it was for, its text, and what its jobs say of themselves."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.elements = self.root / "array.jsonl"  # line i: what the task with index i does
+        self.intent = self.root / "intent.json"  # written before sbatch is called
+        self.sbatch = self.root / "submit.sbatch"
+        self.job = self.root / "job.json"  # Slurm's id of it
+        self.void = self.root / "void.json"  # it was never accepted, and must do nothing if it turns up after all
+        self.gone = self.root / "gone.json"  # how each task left Slurm, as seen by a tick
+        self.logs = self.root / "log"
+
+    @property
+    def number(self) -> int:
+        return int(self.root.name)
+
+    def log(self, index: int) -> Path:
+        return self.logs / f"{index}.jsonl"

@@ -24,9 +24,19 @@ LEASE_SECONDS = 60.0
 WIDTH = 44  # bytes of a pulse: it is written over itself, which needs no room on a full disk
 
 
+_task: dict[str, Any] = {}  # of the scheduler's job that this process works for
+
+
+def works_for(task: Mapping[str, Any]) -> None:
+    """Have the identity of this process name the task of a scheduler that it works for."""
+    _task.clear()
+    _task.update(task)
+
+
 def identity() -> dict[str, Any]:
     """This process: enough to tell later whether this very process is still alive, and to tell a person whose it is."""
-    return {**_place(), "user": _user(), "boot": _boot(), "pid": os.getpid(), "started": process_start(os.getpid())}
+    mine = {**_place(), "user": _user(), "boot": _boot(), "pid": os.getpid(), "started": process_start(os.getpid())}
+    return {**mine, "slurm": dict(_task)} if _task else mine
 
 
 def process_start(pid: int) -> int | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from harness.study.blocks import Block, Duration, ExactTokens, Kept, Size, choice
 from harness.study.schema.scalars import Count, Positive
+from harness.study.schema.slurm import ResourcesRule, SlurmOptions
 
 
 class LaunchSpec(Block):
-    later: ClassVar[frozenset[str]] = frozenset({"slurm"})
-
     jobs: Count = Field(1, description="a positive whole number of runs at once")
     threads: Count = Field(1, description="a positive whole number of threads per run")
     device: Annotated[Literal["cpu", "cuda", "auto"], choice("cpu", "cuda", "auto")] = Field(
@@ -27,6 +26,12 @@ class LaunchSpec(Block):
     )
     parallel: Count | None = Field(
         None, description="a positive whole number of runs at once on a cluster; on this machine `jobs` says it"
+    )
+    slurm: SlurmOptions = Field(
+        default_factory=dict, description="a mapping of sbatch's options, such as {account: ours, partition: gpu}"
+    )
+    resources: list[ResourcesRule] = Field(
+        default_factory=list, description="a list of rules that give arms, stages or evaluations other resources"
     )
 
 

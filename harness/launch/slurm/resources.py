@@ -1,0 +1,114 @@
+"""What each item of work asks of the cluster, as the parameters that Submitit writes into an sbatch file."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.study.schema.slurm import OF_SUBMITIT
+
+if TYPE_CHECKING:
+    from harness.launch.work import Work
+    from harness.plan.plan import Plan
+    from harness.study.schema.execution import LaunchSpec, ResourcesRule
+
+CLOSE = "close"
+SIGNAL_SECONDS = 90  # before the time limit, a job is told to checkpoint
+
+
+class Resources:
+    """Looks up what an item asks for: the study's `launch`, with every rule of `launch.resources` that is meant."""
+
+    def __init__(self, launch: LaunchSpec, plan: Plan | None = None) -> None:
+        self._launch = launch
+        self._arms: dict[str, set[str]] = {}
+        self._stages: dict[str, str] = {}
+        if plan is not None:
+            self._look_at(plan)
+
+    def _look_at(self, plan: Plan) -> None:
+        names = {arm.name: {arm.name} for arm in plan.arms if not arm.same_as}
+        for arm in plan.arms:
+            if arm.same_as:
+                names.setdefault(arm.same_as, {arm.same_as}).add(arm.name)
+        for run in plan.runs:
+            for state in {run.base, *run.path, *(point.state for point in run.points)}:
+                self._arms.setdefault(state, set()).add(run.arm)
+        self._names = names
+        self._stages = {segment.id: segment.stage for segment in plan.segments.values()}
+
+    def of(self, item: Work) -> dict[str, Any]:
+        """The parameters of an item's job."""
+        work = "evaluate" if item.kind in ("evaluate", "merge") else "train"
+        return self._parameters(work, self._arms.get(item.state, set()), self._stages.get(item.state))
+
+    def close(self) -> dict[str, Any]:
+        """The parameters of the job that ticks and writes the report: one processor of one machine."""
+        found = self._parameters(CLOSE, set(), None)
+        return found | {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": found.get("cpus_per_task", 1)}
+
+    def _parameters(self, work: str, arms: Collection[str], stage: str | None) -> dict[str, Any]:
+        launch = self._launch
+        asked: dict[str, Any] = {"nodes": launch.nodes, "gpus": launch.gpus, "time": launch.time}
+        slurm = dict(launch.slurm)
+        if work == CLOSE:
+            asked |= {"gpus": 0, "time": None}
+            for name in ("gpus_per_node", "gpus_per_task", "gres", "exclusive", "mem", "ntasks_per_node"):
+                slurm.pop(name, None)
+        for rule in launch.resources:
+            if self._meant(rule, work, arms, stage):
+                asked |= {name: getattr(rule, name) for name in asked if getattr(rule, name) is not None}
+                slurm |= rule.slurm
+        return _submitit(launch, asked, slurm)
+
+    def _meant(self, rule: ResourcesRule, work: str, arms: Collection[str], stage: str | None) -> bool:
+        """Whether a rule speaks of some work. What several arms share is meant when all of them are."""
+        if rule.work is not None and rule.work != work:
+            return False
+        if rule.work is None and work == CLOSE:
+            return False
+        if rule.stage is not None and rule.stage != stage:
+            return False
+        if rule.arm is None:
+            return True
+        return bool(arms) and all(self._named(arm, rule.arm) for arm in arms)
+
+    def _named(self, arm: str, pattern: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in self._names.get(arm, {arm}))
+
+
+def _submitit(launch: LaunchSpec, asked: Mapping[str, Any], slurm: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by Submitit's names; options of Slurm's own that it does not know go in `additional_parameters`."""
+    parameters: dict[str, Any] = {
+        "nodes": asked["nodes"],
+        "ntasks_per_node": 1,
+        "cpus_per_task": launch.threads,
+        "time": None if asked["time"] is None else -(-int(asked["time"]) // 60),  # minutes
+        "signal_delay_s": SIGNAL_SECONDS,
+    }
+    if launch.device != "cpu" and asked["gpus"]:
+        parameters |= {"gpus_per_node": asked["gpus"], "ntasks_per_node": asked["gpus"]}
+    more: dict[str, Any] = {}
+    for name, value in slurm.items():
+        (parameters if name in OF_SUBMITIT else more)[name] = value
+    if more:
+        parameters["additional_parameters"] = dict(sorted(more.items()))
+    return parameters
+
+
+def group_of(parameters: Mapping[str, Any]) -> str:
+    """A short name for resources that are equal."""
+    return hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def gpus(parameters: Mapping[str, Any]) -> int:
+    """GPUs of one job, 0 where it asks for none."""
+    return int(parameters.get("nodes") or 1) * int(parameters.get("gpus_per_node") or 0)
+
+
+def tasks(parameters: Mapping[str, Any]) -> int:
+    """Processes of one job."""
+    return int(parameters.get("nodes") or 1) * int(parameters.get("ntasks_per_node") or 1)

@@ -1,0 +1,171 @@
+"""Hands batches to Slurm: the intent first, then sbatch through Submitit, then the id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.launch.slurm import resources
+from harness.launch.slurm.batches import Batch
+from harness.launch.slurm.seen import Submission
+from harness.launch.worker import PERFORM
+from harness.store import submissions
+from harness.store.atomic import write_bytes
+from harness.store.layout import Folder
+from harness.store.submissions import Element, Intent
+from harness.study.errors import UserError
+
+JOB, CLOSE = "harness.launch.slurm.job", "harness.launch.slurm.close"
+
+
+class Refused(UserError):
+    """sbatch did not take a submission. limit: because too many jobs are there already."""
+
+    def __init__(self, message: str, limit: bool) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
+@dataclass
+class Submitter:
+    """Submits for one study. settings: what every order carries. parallel: runs at once, None for as many as go."""
+
+    folder: Folder
+    study: str
+    snapshot: Path
+    threads: int
+    settings: Mapping[str, Any]
+    parallel: int | None = None
+    perform: str = PERFORM
+    done: list[Submission] = field(default_factory=list)
+
+    def work(
+        self,
+        batch: Batch,
+        parameters: Mapping[str, Any],
+        remedy: Callable[[Any], Mapping[str, Any]],
+        placed: Mapping[Batch, Submission],
+        cap: int | None,
+    ) -> Submission:
+        """Submit a batch. placed: the submissions of the batches before it. Raises Refused."""
+        elements = [Element([])] * (max(batch.tasks) + 1)
+        for index, chain in batch.tasks.items():
+            elements[index] = Element([asdict(item) for item in chain.items], remedy(chain))
+        group = resources.group_of(parameters)
+        held = batch.held_for
+        number = None if held is None else placed[held].number if isinstance(held, Batch) else held
+        more = dict(parameters.get("additional_parameters") or {})
+        more |= {"requeue": True, "kill_on_invalid_dep": "yes"} | ({"hold": True} if number is not None else {})
+        dependency = _dependency(batch, placed)
+        chosen = {**parameters, "additional_parameters": more}
+        if dependency:
+            chosen["dependency"] = dependency
+        intent = Intent(
+            kind="work",
+            name="",
+            group=group,
+            parameters=chosen,
+            count=len(elements),
+            array=batch.array,
+            snapshot=self.snapshot.name,
+            settings=self.settings,
+            canary=batch.canary,
+            held_for=number,
+        )
+        return self._submit(intent, elements, array_words(sorted(batch.tasks), cap) if batch.array else None)
+
+    def close(self, parameters: Mapping[str, Any], after: list[str]) -> Submission:
+        """Submit the job that ticks and writes the report when all of `after` has ended."""
+        chosen = {**parameters}
+        if after:
+            chosen["dependency"] = "afterany:" + ":".join(after)
+        intent = Intent("close", "", resources.group_of(parameters), chosen, 1, False, self.snapshot.name)
+        return self._submit(intent, [], None)
+
+    def _submit(self, intent: Intent, elements: list[Element], array: str | None) -> Submission:
+        there = self.folder.all_submissions()
+        intent = _named(intent, job_name(self.study, self.folder, there[-1].number + 1 if there else 0))
+        place = submissions.write_intent(self.folder, intent, elements)
+        try:
+            job = self._sbatch(place.root.resolve(), intent, array)
+        except Refused:
+            submissions.write_void(place, "refused by sbatch")
+            raise
+        submissions.write_job(place, job)
+        made = Submission(place, intent, job, elements)
+        self.done.append(made)
+        return made
+
+    def _sbatch(self, place: Path, intent: Intent, array: str | None) -> str:
+        from harness.launch.slurm.submitit_executor import REFUSED
+
+        executor, module, arguments = self._executor(place, intent, array)
+        try:
+            return str(executor.submit_module(module, arguments))
+        except REFUSED as error:
+            said = " ".join(str(error).split())
+            write_bytes(place / "sbatch.out", (str(error) + "\n").encode())
+            raise Refused(_refusal(said), _is_limit(said)) from None
+
+    def _executor(self, place: Path, intent: Intent, array: str | None) -> tuple[Any, str, list[str]]:
+        from harness.launch.slurm.submitit_executor import Submitter as Executor
+        from harness.launch.slurm.submitit_executor import setup_lines
+
+        parameters = {**intent.parameters, "job_name": intent.name}
+        parameters["setup"] = [*setup_lines(self.snapshot, self.threads), *(parameters.get("setup") or [])]
+        arguments = [str(place)] + ([self.perform] if intent.kind == "work" and self.perform != PERFORM else [])
+        return Executor(place, parameters, array), JOB if intent.kind == "work" else CLOSE, arguments
+
+    def text(self, number: int, intent: Intent, array: str | None) -> str:
+        """The sbatch file that would be submitted under `number`."""
+        intent = _named(intent, job_name(self.study, self.folder, number))
+        executor, module, arguments = self._executor(self.folder.submission(number).root.absolute(), intent, array)
+        return str(executor.text(module, arguments))
+
+
+def job_name(study: str, folder: Folder, number: int) -> str:
+    """Unique to a submission of a folder: `<study>-<folder>-<number>`."""
+    place = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:6]
+    return f"{study}-{place}-{number}"
+
+
+def array_words(indices: list[int], cap: int | None) -> str:
+    """`0-35%8` of the indices of an array, ascending, with as many at once as `cap` says."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and parts[-1][1] == index - 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    words = ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)
+    return words if cap is None or cap >= len(indices) else f"{words}%{cap}"
+
+
+def _dependency(batch: Batch, placed: Mapping[Batch, Submission]) -> str:
+    words = []
+    for after in batch.after:
+        if isinstance(after, str):
+            words.append(after)
+        else:
+            before, index = after
+            words.append(str(placed[before].job) if index is None else placed[before].word(index))
+    return f"{batch.how}:{':'.join(words)}" if words else ""
+
+
+def _named(intent: Intent, name: str) -> Intent:
+    return Intent(**{**asdict(intent), "name": name})
+
+
+_LIMITS = ("MaxSubmitJob", "SubmitLimit", "SubmitJobs", "job submit limit", "MaxJobCount", "too many jobs", "maximum")
+
+
+def _is_limit(said: str) -> bool:
+    return any(words.lower() in said.lower() for words in _LIMITS)
+
+
+def _refusal(said: str) -> str:
+    at = said.find("sbatch: error:")
+    return f"sbatch refused a submission: {said[at:] if at >= 0 else said}"[:600]
