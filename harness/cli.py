@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-if TYPE_CHECKING:
-    from harness.launch.run import Options
+from harness import verbs as do
+from harness.verbs import CallError
 
-DONE, SOME_FAILED, WRONG = 0, 1, 2
+WRONG = 2
 Verb = Callable[[argparse.Namespace], int]
-
-
-class CallError(Exception):
-    """A call that the parser does not understand. `UserError` would cost the import of the whole study room."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,6 +98,8 @@ def parser() -> Parser:
         _run,
         _status,
         _logs,
+        _cancel,
+        _retry,
         _verify,
         _eval,
         _export,
@@ -141,25 +137,32 @@ def _output(made: argparse.ArgumentParser) -> None:
 
 def _executor_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument(
-        "--executor", choices=("local", "debug"), default="local", help="worker processes, or this very process"
+        "--executor",
+        choices=("local", "debug", "slurm"),
+        default="local",
+        help="worker processes, this very process, or jobs of a cluster",
     )
     made.add_argument("--jobs", type=_positive, metavar="N", help="runs at once (launch.jobs of the study)")
 
 
 def _wait_argument(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--wait", action="store_true", help="wait for another `ablate` that is at work in the folder")
+    about = "wait for another `ablate` that is at work in the folder; with slurm, also until the jobs have ended"
+    made.add_argument("--wait", action="store_true", help=about)
 
 
 def _plan(verbs: Any) -> None:
-    made = _verb(verbs, "plan", "what would run and why, and what it costs", plan)
+    made = _verb(verbs, "plan", "what would run and why, and what it costs", do.plan)
     _study_arguments(made)
     _output(made)
     made.add_argument("--curves", type=Path, metavar="FILE.csv", help="write a row per arm and update")
     made.add_argument("--every", type=_positive, metavar="N", help="with --curves: only every Nth update")
+    made.add_argument(
+        "--sbatch", action="store_true", help="the text of every sbatch file that a cluster would be given"
+    )
 
 
 def _run(verbs: Any) -> None:
-    made = _verb(verbs, "run", "train, evaluate and report what is not there yet", run)
+    made = _verb(verbs, "run", "train, evaluate and report what is not there yet", do.run)
     _study_arguments(made)
     _output(made)
     _executor_arguments(made)
@@ -170,26 +173,39 @@ def _run(verbs: Any) -> None:
 
 
 def _status(verbs: Any) -> None:
-    made = _verb(verbs, "status", "a line per run", status)
+    made = _verb(verbs, "status", "a line per run", do.status)
     _folder_argument(made)
-    made.add_argument("--watch", action="store_true", help="show it again every two seconds")
+    made.add_argument("--watch", action="store_true", help="show it again every two seconds, and keep Slurm at work")
 
 
 def _logs(verbs: Any) -> None:
-    made = _verb(verbs, "logs", "what the work on a run has printed", logs, machine_readable=False)
+    made = _verb(verbs, "logs", "what the work on a run has printed", do.logs, machine_readable=False)
     _folder_argument(made)
     made.add_argument("run", metavar="RUN", help="an arm with its seeds, such as default/d1")
     made.add_argument("-f", dest="follow", action="store_true", help="go on showing what is printed")
 
 
+def _cancel(verbs: Any) -> None:
+    made = _verb(verbs, "cancel", "take jobs out of Slurm, with what waits for them", do.cancel)
+    _folder_argument(made)
+    made.add_argument("runs", nargs="*", metavar="RUN", help="arms, or arms with seeds, such as default/d1 (all)")
+
+
+def _retry(verbs: Any) -> None:
+    made = _verb(verbs, "retry", "submit again what failed, was cancelled or is held", do.retry)
+    _folder_argument(made)
+    made.add_argument("runs", nargs="*", metavar="RUN", help="arms, or arms with seeds, such as default/d1 (all)")
+    made.add_argument("--class", dest="kind", metavar="C", help="only what failed in this way, such as oom_gpu")
+
+
 def _verify(verbs: Any) -> None:
-    made = _verb(verbs, "verify", "check every checksum, or train one run alone and compare its weights", verify)
+    made = _verb(verbs, "verify", "check every checksum, or train one run alone and compare its weights", do.verify)
     _folder_argument(made)
     made.add_argument("run", nargs="?", metavar="RUN", help="an arm with its seeds, such as default/d1")
 
 
 def _eval(verbs: Any) -> None:
-    made = _verb(verbs, "eval", "evaluate what is trained and not evaluated yet; trains nothing", evaluate)
+    made = _verb(verbs, "eval", "evaluate what is trained and not evaluated yet; trains nothing", do.evaluate)
     _folder_argument(made)
     made.add_argument("--suite", action="append", default=[], metavar="S", help="a suite more, such as quickstart@1")
     _executor_arguments(made)
@@ -197,25 +213,25 @@ def _eval(verbs: Any) -> None:
 
 
 def _export(verbs: Any) -> None:
-    made = _verb(verbs, "export", "copy a run's final model to a folder, with a card", export)
+    made = _verb(verbs, "export", "copy a run's final model to a folder, with a card", do.export)
     _folder_argument(made)
     made.add_argument("arm", metavar="ARM[/SEEDS][@POINT]", help="POINT: such as ema")
     made.add_argument("out", type=Path, metavar="OUT")
 
 
 def _report(verbs: Any) -> None:
-    _folder_argument(_verb(verbs, "report", "build the report from what is there", report))
+    _folder_argument(_verb(verbs, "report", "build the report from what is there", do.report))
 
 
 def _compare(verbs: Any) -> None:
-    made = _verb(verbs, "compare", "two arms, paired, on everything that was evaluated", compare)
+    made = _verb(verbs, "compare", "two arms, paired, on everything that was evaluated", do.compare)
     _folder_argument(made)
     made.add_argument("arm_a", metavar="ARM_A")
     made.add_argument("arm_b", metavar="ARM_B")
 
 
 def _sync(verbs: Any) -> None:
-    made = _verb(verbs, "sync", "send to the trackers what they have not got", sync)
+    made = _verb(verbs, "sync", "send to the trackers what they have not got", do.sync)
     _folder_argument(made)
     made.add_argument("--to", metavar="TRACKER", help="wandb, trackio or tensorboard (track of the study)")
     made.add_argument("--jobs", type=_positive, default=4, metavar="N", help="runs sent at once (4)")
@@ -224,268 +240,24 @@ def _sync(verbs: Any) -> None:
 
 def _schema(verbs: Any) -> None:
     about = "the JSON Schema of a study file, for editors"
-    verb = _verb(verbs, "schema", about, schema, machine_readable=False)
+    verb = _verb(verbs, "schema", about, do.schema, machine_readable=False)
     verb.add_argument("--markdown", action="store_true", help="the reference of the study file instead, for readers")
 
 
 def _bench(verbs: Any) -> None:
     benches = verbs.add_parser("bench", help="measured figures", description="measured figures")
     kinds = benches.add_subparsers(metavar="BENCH", required=True, parser_class=Parser)
-    _verb(kinds, "loop", "the training loop against a bare PyTorch loop", bench_loop)
-    _verb(kinds, "plan", "the plan of 10,000 arms, the whole command", bench_plan)
-    made = _verb(kinds, "share", "a study with and without sharing, wall-clock", bench_share)
+    _verb(kinds, "loop", "the training loop against a bare PyTorch loop", do.bench_loop)
+    _verb(kinds, "plan", "the plan of 10,000 arms, the whole command", do.bench_plan)
+    made = _verb(kinds, "share", "a study with and without sharing, wall-clock", do.bench_share)
     _study_arguments(made)
     _executor_arguments(made)
 
 
 def _doctor(verbs: Any) -> None:
-    made = _verb(verbs, "doctor", "what is missing here, and how to get it", doctor)
+    made = _verb(verbs, "doctor", "what is missing here, and how to get it", do.doctor)
     made.add_argument("study", type=Path, metavar="STUDY.yaml", nargs="?", help="check what this study needs")
     _output(made)
-
-
-def plan(options: argparse.Namespace) -> int:
-    from harness.launch import prepare
-
-    if options.every is not None and options.curves is None:
-        raise CallError("`--every` says how many rows `--curves` writes; give a file with `--curves`.")
-    with _no_garbage_collection():
-        study = prepare.load(options.study, options.set)
-        prepared = prepare.planned(study, prepare.folder_of(study, options.folder))
-    if options.curves is not None:
-        from harness.launch.plan_files import write_curves
-
-        write_curves(study, options.curves, options.every or 1)
-    if options.json:
-        return _json(prepared.plan.to_json())
-    from harness.plan import render
-
-    print(render.text(prepared.plan, prepared.pools, shared=prepared.shared_pools))
-    for damage in prepared.seen.damage:
-        print(f"damaged: {damage}")
-    return DONE
-
-
-def run(options: argparse.Namespace) -> int:
-    from harness.launch.run import Options
-
-    asked = Options(
-        study=options.study,
-        folder=options.folder,
-        overrides=tuple(options.set),
-        executor=_executor(options),
-        jobs=options.jobs,
-        share=not options.no_share,
-        yes=options.yes,
-        wait=options.wait,
-    )
-    return smoke(asked, options.json) if options.smoke else reconcile(asked, options.json)
-
-
-def smoke(asked: Options, as_json: bool) -> int:
-    from harness.launch.progress import listener_for
-    from harness.launch.smoke import smoke, text
-
-    result = smoke(asked, listener_for(as_json))
-    return _json(result.to_json(), result.exit_code) if as_json else _say(text(result), result.exit_code)
-
-
-def evaluate(options: argparse.Namespace) -> int:
-    from harness.launch.plan_files import evaluation_options
-
-    asked = evaluation_options(options.folder, options.suite, _executor(options), options.jobs)
-    return reconcile(replace(asked, wait=options.wait), options.json)
-
-
-def reconcile(asked: Options, as_json: bool) -> int:
-    from harness.launch import outcome, served
-    from harness.launch.progress import listener_for, tokens
-    from harness.launch.run import run as bring_to_plan
-
-    # What the work prints in this process (`--executor debug`) must not get between a reader and the JSON.
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        done = bring_to_plan(asked, listener_for(as_json))
-    ended = done.ended
-    if as_json:
-        return _json(done.to_json(), ended.exit_code)
-    if ended.signal is not None:
-        print(outcome.stopped_line(ended, asked.command()), file=sys.stderr)
-        return ended.exit_code
-    if ended.failed:
-        print(outcome.failure_table(ended.failed, str(done.folder.root), asked.command()))
-    if done.held is not None:
-        print(done.held)
-    if done.trained_tokens:
-        print(served.text(done.folder))
-    print(f"trained {tokens(done.trained_tokens)} tokens, evaluated {done.evaluated} states; {outcome.counts(ended)}")
-    if done.report is not None:
-        print(f"report: {done.report}")
-    return ended.exit_code
-
-
-def status(options: argparse.Namespace) -> int:
-    from harness.launch import status as look
-    from harness.store.layout import Folder
-
-    folder = Folder(options.folder)
-    if options.watch and options.json:
-        raise CallError("`--watch` shows a table again and again, `--json` prints one object; use one of them.")
-    while True:
-        runs = look.status(folder)
-        if options.json:
-            return _json(look.to_json(folder, runs))
-        if options.watch and sys.stdout.isatty():
-            print("\x1b[H\x1b[2J", end="")
-        print(look.text(runs, look.tracking(folder)), flush=True)
-        if not options.watch or not _slept(2.0):
-            return DONE
-
-
-def logs(options: argparse.Namespace) -> int:
-    from harness.launch.logs import show
-    from harness.store.layout import Folder
-
-    with contextlib.suppress(KeyboardInterrupt):  # the way to end `-f`
-        show(Folder(options.folder), options.run, sys.stdout, options.follow)
-    return DONE
-
-
-def verify(options: argparse.Namespace) -> int:
-    from harness.launch import verify as check
-    from harness.store.layout import Folder
-
-    folder = Folder(options.folder)
-    if options.run is not None:
-        points = check.alone(folder, options.run, options.json)
-        equal = all(point.equal for point in points)
-        if options.json:
-            return _json(check.points_json(options.run, points), DONE if equal else SOME_FAILED)
-        print("\n".join(check.lines(points)))
-        return DONE if equal else SOME_FAILED
-    checked, damage = check.damage(folder)
-    if options.json:
-        return _json({"checked": checked, "damage": damage}, SOME_FAILED if damage else DONE)
-    print("\n".join([*(f"damaged: {sentence}" for sentence in damage), f"{checked} checked, {len(damage)} damaged"]))
-    return SOME_FAILED if damage else DONE
-
-
-def export(options: argparse.Namespace) -> int:
-    from harness.launch.export import export as copy
-    from harness.store.layout import Folder
-
-    out = copy(Folder(options.folder), options.arm, options.out)
-    return _json({"exported": str(out)}) if options.json else _say(f"exported to {out}")
-
-
-def report(options: argparse.Namespace) -> int:
-    from analysis.report import build
-
-    page = build(options.folder)
-    return _json({"report": str(page)}) if options.json else _say(f"report: {page}")
-
-
-def compare(options: argparse.Namespace) -> int:
-    from analysis.compare import compare as paired
-    from analysis.compare import compare_text
-
-    found = paired(options.folder, options.arm_a, options.arm_b)
-    return _json(found) if options.json else _say(compare_text(found))
-
-
-def sync(options: argparse.Namespace) -> int:
-    from harness.launch.progress import listener_for
-    from harness.launch.tracking import sync as send
-
-    found = send(options.folder, options.to, options.jobs, listener_for(options.json).note, options.wait)
-    code = DONE if all(standing.sent == standing.of for standing in found) else SOME_FAILED
-    if options.json:
-        return _json({"trackers": [asdict(standing) for standing in found]}, code)
-    return _say("\n".join(standing.line for standing in found), code)
-
-
-def schema(options: argparse.Namespace) -> int:
-    if options.markdown:
-        from harness.study.reference import reference
-
-        print(reference(), end="")
-        return DONE
-    from harness.study import json_schema
-
-    return _json(json_schema())
-
-
-def bench_loop(options: argparse.Namespace) -> int:
-    from harness.train.bench import bench_loop as measure
-
-    return _figures(measure(), options)
-
-
-def bench_plan(options: argparse.Namespace) -> int:
-    from harness.launch.bench_plan import bench
-
-    return _figures(bench(), options)
-
-
-def bench_share(options: argparse.Namespace) -> int:
-    from harness.launch.bench_share import bench
-    from harness.launch.progress import listener_for
-    from harness.launch.run import Options
-
-    asked = Options(options.study, None, tuple(options.set), _executor(options), options.jobs)
-    return _figures(bench(asked, listener_for(options.json)), options)
-
-
-def _figures(found: dict[str, Any], options: argparse.Namespace) -> int:
-    return _json(found) if options.json else _say(json.dumps(found, indent=1))
-
-
-def doctor(options: argparse.Namespace) -> int:
-    from harness.launch import doctor as look
-
-    found = look.checks(options.study, options.folder)
-    code = DONE if look.passed(found) else SOME_FAILED
-    return _json(look.to_json(found), code) if options.json else _say(look.text(found), code)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A plan of 10,000 arms makes millions of objects and no cycles: looking for cycles takes a sixth of its time."""
-    import gc
-
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def _executor(options: argparse.Namespace) -> Literal["local", "debug"]:
-    if options.executor == "debug" and options.jobs is not None:
-        raise CallError("`--executor debug` works in this one process, so `--jobs` has no meaning with it.")
-    return "debug" if options.executor == "debug" else "local"
-
-
-def _slept(seconds: float) -> bool:
-    """Wait; False when Ctrl-C ended it, which is the way to end `--watch`."""
-    import time
-
-    try:
-        time.sleep(seconds)
-    except KeyboardInterrupt:
-        return False
-    return True
-
-
-def _json(value: Any, code: int = DONE) -> int:
-    import orjson  # a plan of 10,000 arms is 40 MB, of which the standard library makes a second
-
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
-    return code
-
-
-def _say(text: str, code: int = DONE) -> int:
-    print(text)
-    return code
 
 
 def _positive(text: str) -> int:

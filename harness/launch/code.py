@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import analysis
 import harness
 
+SNAPSHOT = "snapshot.json"  # beside the packages, where they are a copy
 SUFFIXES = (".py", ".yaml", ".j2", ".css", ".js")
 
 
@@ -52,5 +54,17 @@ def git_dirty() -> bool | None:
 
 
 def provenance() -> dict[str, Any]:
-    """What an attempt records of the code that it runs: dirty says whether the commit is all of it."""
-    return {"tree": tree_hash(), "commit": git_commit(), "dirty": git_dirty()}
+    """What an attempt records of the code that it runs: dirty says whether the commit is all of it.
+
+    A snapshot says it itself: what the code was copied from.
+    """
+    return _of_snapshot() or {"tree": tree_hash(), "commit": git_commit(), "dirty": git_dirty()}
+
+
+def _of_snapshot() -> dict[str, Any] | None:
+    root = Path(str(harness.__file__)).parents[1]
+    try:
+        said = json.loads((root / SNAPSHOT).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return {name: said.get(name) for name in ("tree", "commit", "dirty")} if root.name == tree_hash() else None

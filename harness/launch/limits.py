@@ -24,3 +24,10 @@ def check_here(launch: LaunchSpec) -> str | None:
     if not idle:
         return None
     return f"{' and '.join(idle)}: for a cluster, without effect here, where launch.jobs says how many run at once"
+
+
+def check_cluster(launch: LaunchSpec) -> str | None:
+    """One line on the keys that only this machine needs; None where the study has none of them."""
+    if launch.jobs == 1:
+        return None
+    return "launch.jobs: for this machine, without effect on a cluster, where launch.parallel says how many run at once"

@@ -14,7 +14,7 @@ from harness.plan.observed import Observed
 from harness.plan.plan import Plan, PlanRun
 from harness.plan.render import table
 
-End = Literal["done", "diverged", "failed", "stopped", "untrained", "held"]
+End = Literal["done", "diverged", "failed", "stopped", "untrained", "held", "queued"]
 UNMARKED = Failure("error", "its work ended without an error, and its marker is not there")
 
 
@@ -54,13 +54,19 @@ class Ended:
 
 
 def ended(
-    plan: Plan, observed: Observed, results: Mapping[str, Result], stopped_by: int | None, trained: bool = True
+    plan: Plan,
+    observed: Observed,
+    results: Mapping[str, Result],
+    stopped_by: int | None,
+    trained: bool = True,
+    rest: End | None = None,
 ) -> Ended:
     """How every run stands. plan and observed: of the folder after the work; results: by item of work.
 
     trained: whether training was asked for; where it was not, a run without its states is `untrained`, not failed.
+    rest: what a run is whose work is neither done nor failed, where that is none of these (`queued`).
     """
-    rest: End = "stopped" if stopped_by is not None else "failed" if trained else "untrained"
+    rest = rest or ("stopped" if stopped_by is not None else "failed" if trained else "untrained")
     return Ended([_run_end(plan, observed, results, run, rest) for run in plan.runs], stopped_by)
 
 
@@ -86,7 +92,7 @@ def _run_end(plan: Plan, observed: Observed, results: Mapping[str, Result], run:
             return RunEnd(run.name, "failed", result.failure)
     if not missing and not unscored:
         return RunEnd(run.name, "done")
-    if run.arm in plan.held and rest == "failed":
+    if run.arm in plan.held and rest in ("failed", "queued"):
         return RunEnd(run.name, "held")
     return RunEnd(run.name, rest, UNMARKED if rest == "failed" else None)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from harness.launch.run import Options
+from harness.launch.run import ExecutorName, Options
 from harness.launch.status import read_plan
 from harness.plan import curves
 from harness.store.layout import Folder
@@ -29,10 +30,8 @@ def write_curves(study: Study, path: Path, every: int) -> None:
         raise UserError(f"--curves: {path} cannot be written ({error.strerror})") from None
 
 
-def evaluation_options(
-    root: Path, suites: Sequence[str], executor: Literal["local", "debug"], jobs: int | None
-) -> Options:
-    """The call that evaluates a results folder: its own study, with more suites. Raises UserError without one."""
+def recorded_options(root: Path) -> Options:
+    """The call that a results folder answers. Raises UserError without one."""
     plan = read_plan(Folder(root))
     asked = plan.get("asked")
     if not isinstance(asked, dict):
@@ -43,9 +42,30 @@ def evaluation_options(
             f"the study of {root} was {study}, which is not there any more; "
             f"`ablate run STUDY.yaml -o {root}` with its new place says where it is."
         )
-    overrides = list(asked["set"])
+    return Options(
+        study,
+        root,
+        tuple(asked["set"]),
+        share=bool(plan["share"]),
+        yes=bool(asked.get("yes", False)),
+        train=bool(asked.get("train", True)),
+        suites=tuple(asked["suites"]),
+    )
+
+
+def evaluation_options(root: Path, suites: Sequence[str], executor: ExecutorName, jobs: int | None) -> Options:
+    """The call that evaluates a results folder: its own study, with more suites. Raises UserError without one."""
+    before = recorded_options(root)
+    overrides = list(before.overrides)
     if suites:
-        wanted = list(dict.fromkeys([*plan["eval"]["suites"], *suites]))
+        wanted = list(dict.fromkeys([*read_plan(Folder(root))["eval"]["suites"], *suites]))
         overrides.append(f"eval.suites=[{', '.join(wanted)}]")
-    share = bool(plan["share"])
-    return Options(study, root, tuple(overrides), executor, jobs, share, train=False, suites=tuple(suites))
+    return replace(
+        before,
+        overrides=tuple(overrides),
+        executor=executor,
+        jobs=jobs,
+        yes=False,
+        train=False,
+        suites=tuple(suites),
+    )

@@ -4,46 +4,48 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.launch import admit, code, controls, limits, outcome, prepare, space, stamp, tracking
+from harness.launch import admit, controls, limits, outcome, prepare, space, stamp, tracking
 from harness.launch.executor import DebugExecutor, Executor, Job
-from harness.launch.items import held_states, items_of
+from harness.launch.items import items_of
 from harness.launch.local import LocalExecutor
 from harness.launch.lock import locked
 from harness.launch.progress import Shown, Silent, tokens
 from harness.launch.queue import Queue
-from harness.launch.resolve import evaluation_settings
+from harness.launch.record import record, settings, write_plan
 from harness.launch.stop import Stop
 from harness.launch.worker import PERFORM, load_perform
-from harness.store import plans, runs, states
-from harness.store.atomic import WriteFailed, sweep, write_bytes
+from harness.store import plans, states
+from harness.store.atomic import WriteFailed, sweep
 from harness.store.layout import Folder
-from harness.track.settings import declared
 
 if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
+    from harness.launch.slurm.tick import Ticked
     from harness.launch.work import Result
     from harness.study import Study
 
-EXECUTORS = ("local", "debug")
+
+ExecutorName = Literal["local", "debug", "slurm"]
 
 
 @dataclass(frozen=True)
 class Options:
     """What `ablate run` was asked for. folder None: `results/<study>`. jobs None: as the study says.
 
-    wait: for whoever is at work in the folder, instead of leaving. train=False evaluates what is there and trains
-    nothing; `suites` are those that it was asked to add. track=False hands nothing on to trackers (a rehearsal).
+    wait: for whoever is at work in the folder, instead of leaving; with slurm, also until the jobs have ended.
+    train=False evaluates what is there and trains nothing; `suites` are those that it was asked to add. track=False
+    hands nothing on to trackers (a rehearsal).
     perform: the work function, for tests of everything else.
     """
 
     study: Path
     folder: Path | None = None
     overrides: tuple[str, ...] = ()
-    executor: Literal["local", "debug"] = "local"
+    executor: ExecutorName = "local"
     jobs: int | None = None
     share: bool = True
     yes: bool = False
@@ -73,7 +75,7 @@ class Options:
 class Report:
     """How an `ablate run` ended. report: the page, None when there is none (nothing was trained yet).
 
-    held: why arms are held, in a paragraph; None when none is.
+    held: why arms are held, in a paragraph; None when none is. ticked: what was done in Slurm; None elsewhere.
     """
 
     folder: Folder
@@ -82,6 +84,7 @@ class Report:
     evaluated: int
     report: Path | None
     held: str | None = None
+    ticked: Ticked | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,6 +95,7 @@ class Report:
             "report": None if self.report is None else str(self.report),
             "stopped_by": self.ended.signal,
             "held": self.held,
+            **({} if self.ticked is None else {"slurm": self.ticked.to_json()}),
         }
 
 
@@ -102,35 +106,50 @@ def run(options: Options, listener: Silent) -> Report:
 
 def bring(study: Study, options: Options, listener: Silent) -> Report:
     """`run` for a study that is there already."""
+    if options.executor == "slurm":
+        from harness.launch.slurm.bring import bring as submit
+
+        return submit(study, options, listener)
     cluster = limits.check_here(study.spec.launch) if options.train else None
     folder = prepare.folder_of(study, options.folder)
     admit.check_folder(folder, options.share)
     trackers = tracking.targets_here(study, listener.note) if options.track else []
     with locked(folder, options.wait, listener.note):
-        admit.check_folder(folder, options.share)
-        sweep(folder.root, lambda inside: inside.parent.name != "checkpoints")
-        prepared = prepare.resolved_plan(study, folder, options.share, listener.note)
-        admit.check(prepared, options.yes)
+        prepared = ready(study, folder, options, listener)
         if cluster is not None:
             listener.note(cluster)
-        for damage in prepared.seen.damage:
-            listener.note(f"damaged: {damage}")
-        short = space.shortage(prepared.plan, folder)
-        if short is not None:
-            listener.note(short)
-        for finding in admit.found_in_results(prepared):
-            listener.note(finding)
-        for line in _left_out(prepared):
-            listener.note(line)
-        record(prepared, options)
         with tracking.following(folder, trackers, listener.note):
             worked = work(prepared, options, listener)
         after = worked.after
         ended = outcome.ended(after.plan, after.seen.observed, worked.results, worked.signal, options.train)
-        report = None if worked.signal is not None else _report(after, ended, listener)
+        report = None if worked.signal is not None else build_report(after, ended, listener)
+    return Report(folder, ended, worked.trained_tokens, worked.evaluated, report, why_held(after, ended))
+
+
+def ready(study: Study, folder: Folder, options: Options, listener: Silent) -> Prepared:
+    """Resolve, plan, refuse what should not run, say what a person should know, and record it. The caller holds the
+    folder. Raises UserError."""
+    admit.check_folder(folder, options.share)
+    sweep(folder.root, lambda inside: inside.parent.name != "checkpoints")
+    prepared = prepare.resolved_plan(study, folder, options.share, listener.note)
+    admit.check(prepared, options.yes)
+    for damage in prepared.seen.damage:
+        listener.note(f"damaged: {damage}")
+    short = space.shortage(prepared.plan, folder)
+    if short is not None:
+        listener.note(short)
+    for finding in admit.found_in_results(prepared):
+        listener.note(finding)
+    for line in _left_out(prepared):
+        listener.note(line)
+    record(prepared, options)
+    return prepared
+
+
+def why_held(after: Prepared, ended: outcome.Ended) -> str | None:
+    """Why arms wait for a control, in a paragraph; None when none does."""
     held = list(after.plan.held) if ended.held else []
-    because = controls.paragraph(after.verdicts, held) if held else None
-    return Report(folder, ended, worked.trained_tokens, worked.evaluated, report, because)
+    return controls.paragraph(after.verdicts, held) if held else None
 
 
 @dataclass
@@ -179,7 +198,7 @@ def _left_out(prepared: Prepared) -> list[str]:
     return [f"{suite} was added by `ablate eval`; write it into eval.suites to keep it in the report" for suite in left]
 
 
-def _report(prepared: Prepared, ended: outcome.Ended, listener: Silent) -> Path | None:
+def build_report(prepared: Prepared, ended: outcome.Ended, listener: Silent) -> Path | None:
     """Build the report. Where runs have failed and it cannot be written either, what is said of them comes first."""
     try:
         return stamp.report(prepared, listener.note)
@@ -188,41 +207,6 @@ def _report(prepared: Prepared, ended: outcome.Ended, listener: Silent) -> Path 
             raise
         listener.note(str(error))
         return None
-
-
-def record(prepared: Prepared, options: Options) -> None:
-    """Write study.yaml, plan.json, the runs and the segments that will be worked on."""
-    folder, plan = prepared.folder, prepared.plan
-    for run in plan.runs:  # first: a record of a newer version stops this before anything is written
-        runs.write_run(folder, plan.run_json(run))
-    if not folder.study_yaml.exists() or folder.study_yaml.read_text(encoding="utf-8") != prepared.study.text:
-        write_bytes(folder.study_yaml, prepared.study.text.encode())
-    write_plan(prepared, options)
-    if not options.train:
-        return
-    needed = [base.id for base in plan.bases.values() if base.needed]
-    needed += [segment.id for segment in plan.segments.values() if segment.needed]
-    held = held_states(plan) if plan.held else set()
-    for name in needed:
-        state = folder.state(name)
-        states.write_segment(state, plan.segment_json(name))
-        seen = prepared.seen.observed.states.get(name)
-        if seen is not None and seen.outcome == "damaged":
-            state.done.unlink(missing_ok=True)  # it says what is not so; the damage was named
-        if seen is not None and seen.outcome == "stale" and name not in held:
-            states.set_aside(state)
-
-
-def write_plan(prepared: Prepared, options: Options) -> None:
-    """Write plan.json unless it is there already: the plan, and which call it answers."""
-    folder = prepared.folder
-    asked = {
-        "file": os.path.relpath(options.study, folder.root),
-        "set": list(options.overrides),
-        "suites": list(options.suites),
-    }
-    track = declared(prepared.study.spec.track)
-    plans.write_plan(folder, {**prepared.plan.record(), "share": options.share, "asked": asked, "track": track})
 
 
 def execute(prepared: Prepared, options: Options, listener: Silent) -> tuple[Queue, Stop]:
@@ -241,21 +225,6 @@ def execute(prepared: Prepared, options: Options, listener: Silent) -> tuple[Que
     with stop, Shown(listener, items):
         executor.run(Job(prepared.folder, queue, settings(prepared)), listener, stop)
     return queue, stop
-
-
-def settings(prepared: Prepared) -> dict[str, Any]:
-    """What every order carries: numerics, checkpoints, evaluation, code."""
-    spec = prepared.study.spec
-    every = spec.launch.checkpoint_every
-    return {
-        "device": spec.launch.device,
-        "threads": spec.launch.threads,
-        "micro_batch": spec.launch.micro_batch,
-        "checkpoint_every": None if every is None else int(every),
-        "keep": spec.keep.checkpoints,
-        "code": code.provenance(),
-        "evaluation": asdict(evaluation_settings(prepared.study)),
-    }
 
 
 def _executor(options: Options, study: Study) -> Executor:

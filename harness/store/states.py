@@ -10,7 +10,7 @@ from typing import Any, Literal
 from harness.store.atomic import write_json, writing
 from harness.store.checkpoints import CheckpointMarker, verify
 from harness.store.layout import StateFolder
-from harness.store.markers import Damaged, read_marked
+from harness.store.markers import MARKER, Damaged, read_marked
 
 SCHEMA = 1
 Outcome = Literal["trained", "diverged"]
@@ -45,6 +45,12 @@ def write_segment(state: StateFolder, segment: Mapping[str, Any]) -> None:
 def read_segment(state: StateFolder) -> dict[str, Any]:
     """The segment as its job sees it. Raises FileNotFoundError or Damaged."""
     return read_marked(state.segment_json, SCHEMA)
+
+
+def newest_checkpoint(state: StateFolder) -> int | None:
+    """Path tokens of the newest complete checkpoint, None when there is none."""
+    there = [tokens for tokens in state.checkpoint_tokens() if (state.checkpoint(tokens) / MARKER).exists()]
+    return max(there, default=None)
 
 
 def write_done(

@@ -53,7 +53,7 @@ class Intent:
     count: lines of array.jsonl; array: whether they form a job array (one alone does not). settings: what the orders of
     all its items carry. snapshot: the tree hash of the code that it runs. canary: its first task is the first of its
     group, which must pass its first checkpoint. held_for: the submission of the canary that this one is held for, None
-    when it may start.
+    when it may start. cap: tasks that may run at once, None for all.
     """
 
     kind: Kind
@@ -66,6 +66,7 @@ class Intent:
     settings: Mapping[str, Any] = field(default_factory=dict)
     canary: bool = False
     held_for: int | None = None
+    cap: int | None = None
     time: float = 0.0
 
 

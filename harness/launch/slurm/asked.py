@@ -1,6 +1,7 @@
 """What people asked of a study's jobs: `submissions/asked.jsonl`, a line each, appended under the folder's lock.
 
-A `cancel` lasts until a `retry` of the same items. A `retry` makes earlier tries at them forgotten.
+A `cancel` lasts until a `retry` of the same items. A `retry` makes earlier tries at them forgotten. A tick adds a line
+`budget` when it ends jobs because the budget is used up: that is nobody's wish that they stay so.
 """
 
 from __future__ import annotations
@@ -26,12 +27,17 @@ def write(folder: Folder, what: str, items: Collection[str]) -> None:
 
 def forgotten(folder: Folder) -> dict[str, int]:
     """For each item that was retried: the first submission that counts."""
-    return {
-        item: int(line["before"])
-        for line in read_json_lines(path(folder))
-        if line["what"] == "retry"
-        for item in line["items"]
-    }
+    return _before(folder, "retry")
+
+
+def over_budget(folder: Folder) -> dict[str, int]:
+    """For each item that the budget ended: the first submission after that."""
+    return _before(folder, "budget")
+
+
+def _before(folder: Folder, what: str) -> dict[str, int]:
+    lines = [line for line in read_json_lines(path(folder)) if line["what"] == what]
+    return {item: int(line["before"]) for line in lines for item in line["items"]}
 
 
 def cancelled(folder: Folder) -> set[str]:
@@ -40,6 +46,6 @@ def cancelled(folder: Folder) -> set[str]:
     for line in read_json_lines(path(folder)):
         if line["what"] == "cancel":
             found |= set(line["items"])
-        else:
+        elif line["what"] == "retry":
             found -= set(line["items"])
     return found

@@ -106,8 +106,15 @@ class _Layers:
         return self._batches
 
     def _roots(self, chains: Sequence[Chain]) -> None:
-        for (_, job), alike in _by(chains, lambda chain: (chain.group, self._under_way(chain))).items():
-            self._arrays(alike, [job] if job is not None else [], "afterok")
+        for _, of_group in _by(chains, lambda chain: chain.group).items():
+            by_job = _by(of_group, self._under_way)
+            ready = by_job.pop(None, [])
+            self._arrays(ready, [], "afterok")
+            if len(by_job) <= CALLS // 2:
+                for job, alike in by_job.items():
+                    self._arrays(alike, [job], "afterok")
+            else:  # one array that waits until all have ended
+                self._arrays([chain for alike in by_job.values() for chain in alike], list(by_job), "afterany")
 
     def _merge(self, chains: Sequence[Chain]) -> None:
         for alike in _by(chains, lambda chain: chain.group).values():

@@ -129,10 +129,12 @@ def ends(
     submission: int,
     parent_there: bool,
     remedy: Mapping[str, Any] = {},
+    held: bool = False,
 ) -> dict[str, End]:
     """How the items of a task that has left ended, those that were done left out.
 
-    log: what the task said. parent_there: whether the state that its first item starts from is there.
+    log: what the task said. parent_there: whether the state that its first item starts from is there. held: whether it
+    waited for a canary that has not passed.
     """
     life = _last_life(log)
     node = next((str(line["node"]) for line in life if line["kind"] == "started"), None)
@@ -152,7 +154,7 @@ def ends(
             kind, evidence = _death(gone)
             found[item] = end(kind, evidence, began[item].get("at"))
     if not began:
-        kind, evidence = _never_began(life, gone, parent_there)
+        kind, evidence = ("held", "its canary failed") if held else _never_began(life, gone, parent_there)
         found = {item: end(kind, evidence) for item in items[:1]}
     return found
 

@@ -67,8 +67,7 @@ class Job:
             print(f"held: {held}")
             self._say("held", reason=held)
             return AGAIN
-        where = {"job": self._task.own, "node": self._task.node, "restart": self._task.restart}
-        self._say("started", **where, remedy=dict(self._element.remedy))
+        self._say("started", job=self._task.own, node=self._task.node, remedy=dict(self._element.remedy))
         watch = canary.Watch(self._folder, self._submission, self._intent.group) if self._intent.canary else None
         try:
             with Stop() as stop:
@@ -103,7 +102,7 @@ class Job:
         there = self._outcome(item)
         if there is not None:
             return there
-        self._say("began", item=item.id, at=newest_checkpoint(self._folder.state(item.state)))
+        self._say("began", item=item.id, at=states.newest_checkpoint(self._folder.state(item.state)))
         result = self._gate(item)
         if result is None:
             self._wait_for_others(item, stop)
@@ -113,7 +112,7 @@ class Job:
         if result.outcome == "stopped":
             said["signal"] = signal.Signals(stop.signal or signal.SIGTERM).name
         state = self._folder.state(item.state)
-        self._say("ended", item=item.id, outcome=result.outcome, at=newest_checkpoint(state), **said)
+        self._say("ended", item=item.id, outcome=result.outcome, at=states.newest_checkpoint(state), **said)
         return result
 
     def _outcome(self, item: Work) -> Result | None:
@@ -196,19 +195,11 @@ class Job:
         began = [line for line in submissions.read_log(self._submission, self._task.index) if line["kind"] == "began"]
         if item.kind == "evaluate":  # each of its tasks is kept when it is done
             return sum(line["item"] == item.id for line in began) <= LIVES_OF_AN_EVALUATION
-        now = newest_checkpoint(self._folder.state(item.state))
+        now = states.newest_checkpoint(self._folder.state(item.state))
         return now is not None and (began[-1]["at"] is None or now > began[-1]["at"])
 
     def _say(self, kind: str, **fields: Any) -> None:
         submissions.say(self._submission, self._task.index, kind, restart=self._task.restart, **fields)
-
-
-def newest_checkpoint(state: StateFolder) -> int | None:
-    """Path tokens of the newest complete checkpoint, None when there is none."""
-    from harness.store.markers import MARKER
-
-    there = [tokens for tokens in state.checkpoint_tokens() if (state.checkpoint(tokens) / MARKER).exists()]
-    return max(there, default=None)
 
 
 def _trainers_signal(state: StateFolder) -> int:

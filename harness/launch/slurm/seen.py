@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from harness.launch.slurm import asked, classes, client
+from harness.launch.slurm import asked, canary, classes, client
 from harness.launch.slurm.classes import End
 from harness.launch.slurm.client import Queue, Row
 from harness.store import submissions
@@ -124,7 +124,7 @@ def tries(seen: Seen, folder: Folder, done: Callable[[str], bool]) -> dict[str, 
     done: whether a state is there.
     """
     found: dict[str, list[End]] = {}
-    forgotten = asked.forgotten(folder)
+    forgotten, over_budget = asked.forgotten(folder), asked.over_budget(folder)
     for submission in seen.submissions:
         if submission.intent.kind != "work":
             continue
@@ -140,11 +140,21 @@ def tries(seen: Seen, folder: Folder, done: Callable[[str], bool]) -> dict[str, 
                 submission.number,
                 needs is None or done(str(needs)),
                 element.remedy,
+                _still_held(folder, submission),
             )
             for item, end in ended.items():
-                if submission.number >= forgotten.get(item, 0):
-                    found.setdefault(item, []).append(end)
+                if submission.number < forgotten.get(item, 0):
+                    continue
+                if end.kind == "cancelled" and submission.number < over_budget.get(item, 0):
+                    end = replace(end, kind="held", evidence="ended because the budget was used up")
+                found.setdefault(item, []).append(end)
     return found
+
+
+def _still_held(folder: Folder, submission: Submission) -> bool:
+    """Whether a submission was held for a canary that has not passed."""
+    number = submission.intent.held_for
+    return number is not None and not canary.passed(folder, folder.submission(number))
 
 
 def canaries(seen: Seen, passed: Callable[[SubmissionFolder], bool]) -> tuple[set[str], Mapping[str, int]]:

@@ -16,7 +16,7 @@ from harness.launch import code
 from harness.store.atomic import fsync_tree, publish, staging_folder, write_bytes, write_json, writing
 from harness.store.layout import Folder
 
-COMPLETE = "snapshot.json"
+COMPLETE = code.SNAPSHOT
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyo")
 
 

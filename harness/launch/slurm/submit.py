@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.launch.slurm import resources
 from harness.launch.slurm.batches import Batch
+from harness.launch.slurm.remedies import Remedied
 from harness.launch.slurm.seen import Submission
 from harness.launch.worker import PERFORM
 from harness.store import submissions
@@ -31,36 +32,48 @@ class Refused(UserError):
 
 @dataclass
 class Submitter:
-    """Submits for one study. settings: what every order carries. parallel: runs at once, None for as many as go."""
+    """Submits for one study. settings: what every order carries. perform: the work function of its jobs."""
 
     folder: Folder
     study: str
     snapshot: Path
     threads: int
     settings: Mapping[str, Any]
-    parallel: int | None = None
     perform: str = PERFORM
-    done: list[Submission] = field(default_factory=list)
 
     def work(
         self,
         batch: Batch,
-        parameters: Mapping[str, Any],
-        remedy: Callable[[Any], Mapping[str, Any]],
+        given: Remedied,
+        group: str,
+        placed: Mapping[Batch, Submission],
+        cap: int | None = None,
+        also: Sequence[str] = (),
+    ) -> Submission:
+        """Submit a batch. group: of its resources without remedies. placed: the submissions of the batches before it.
+        cap: tasks that may run at once. also: jobs that it waits for, however they end. Raises Refused."""
+        intent, elements = self.intent(batch, given, group, placed, cap, also)
+        return self._submit(intent, elements, array_of(batch, cap))
+
+    def intent(
+        self,
+        batch: Batch,
+        given: Remedied,
+        group: str,
         placed: Mapping[Batch, Submission],
         cap: int | None,
-    ) -> Submission:
-        """Submit a batch. placed: the submissions of the batches before it. Raises Refused."""
+        also: Sequence[str],
+    ) -> tuple[Intent, list[Element]]:
+        """What is written before a batch is submitted; its name is still missing."""
         elements = [Element([])] * (max(batch.tasks) + 1)
         for index, chain in batch.tasks.items():
-            elements[index] = Element([asdict(item) for item in chain.items], remedy(chain))
-        group = resources.group_of(parameters)
+            elements[index] = Element([asdict(item) for item in chain.items], given.remedy)
         held = batch.held_for
         number = None if held is None else placed[held].number if isinstance(held, Batch) else held
-        more = dict(parameters.get("additional_parameters") or {})
+        more = dict(given.parameters.get("additional_parameters") or {})
         more |= {"requeue": True, "kill_on_invalid_dep": "yes"} | ({"hold": True} if number is not None else {})
-        dependency = _dependency(batch, placed)
-        chosen = {**parameters, "additional_parameters": more}
+        chosen = {**given.parameters, "additional_parameters": more}
+        dependency = _dependency(batch, placed, also)
         if dependency:
             chosen["dependency"] = dependency
         intent = Intent(
@@ -74,8 +87,9 @@ class Submitter:
             settings=self.settings,
             canary=batch.canary,
             held_for=number,
+            cap=cap,
         )
-        return self._submit(intent, elements, array_words(sorted(batch.tasks), cap) if batch.array else None)
+        return intent, elements
 
     def close(self, parameters: Mapping[str, Any], after: list[str]) -> Submission:
         """Submit the job that ticks and writes the report when all of `after` has ended."""
@@ -95,9 +109,7 @@ class Submitter:
             submissions.write_void(place, "refused by sbatch")
             raise
         submissions.write_job(place, job)
-        made = Submission(place, intent, job, elements)
-        self.done.append(made)
-        return made
+        return Submission(place, intent, job, elements)
 
     def _sbatch(self, place: Path, intent: Intent, array: str | None) -> str:
         from harness.launch.slurm.submitit_executor import REFUSED
@@ -144,7 +156,12 @@ def array_words(indices: list[int], cap: int | None) -> str:
     return words if cap is None or cap >= len(indices) else f"{words}%{cap}"
 
 
-def _dependency(batch: Batch, placed: Mapping[Batch, Submission]) -> str:
+def array_of(batch: Batch, cap: int | None) -> str | None:
+    """sbatch's words for the indices of a batch, None where it is a single job."""
+    return array_words(sorted(batch.tasks), cap) if batch.array else None
+
+
+def _dependency(batch: Batch, placed: Mapping[Batch, Submission], also: Sequence[str]) -> str:
     words = []
     for after in batch.after:
         if isinstance(after, str):
@@ -152,14 +169,25 @@ def _dependency(batch: Batch, placed: Mapping[Batch, Submission]) -> str:
         else:
             before, index = after
             words.append(str(placed[before].job) if index is None else placed[before].word(index))
-    return f"{batch.how}:{':'.join(words)}" if words else ""
+    parts = [f"{batch.how}:{':'.join(words)}"] if words else []
+    return ",".join([*parts, *([f"afterany:{':'.join(also)}"] if also else [])])
 
 
 def _named(intent: Intent, name: str) -> Intent:
     return Intent(**{**asdict(intent), "name": name})
 
 
-_LIMITS = ("MaxSubmitJob", "SubmitLimit", "SubmitJobs", "job submit limit", "MaxJobCount", "too many jobs", "maximum")
+# The last: what a submission was to wait for has ended since the queue was looked at, and Slurm has forgotten it.
+_LIMITS = (
+    "MaxSubmitJob",
+    "SubmitLimit",
+    "SubmitJobs",
+    "job submit limit",
+    "MaxJobCount",
+    "too many jobs",
+    "maximum",
+    "dependency problem",
+)
 
 
 def _is_limit(said: str) -> bool:

@@ -1,0 +1,142 @@
+"""`ablate run --executor slurm`: submits what the study needs and returns, or stays until the queue is empty.
+
+The same plan, records, checks and report as with every other executor; only who does the work differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from harness.launch import admit, limits, outcome, prepare, tracking
+from harness.launch.lock import locked
+from harness.launch.record import settings
+from harness.launch.run import Report, build_report, ready, why_held
+from harness.launch.slurm import client, snapshot
+from harness.launch.slurm.submitit_executor import clients_missing, environment_without_slurm
+from harness.launch.slurm.tick import Tick, Ticked, items
+from harness.launch.stop import Stop
+from harness.launch.work import Failure, Result
+from harness.study.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.launch.prepare import Prepared
+    from harness.launch.progress import Silent
+    from harness.launch.run import Options
+    from harness.launch.slurm.decide import Held
+    from harness.study import Study
+
+FIRST_POLL, LONGEST_POLL = 2.0, 30.0  # seconds between two looks at the queue while `--wait` stays
+
+
+def bring(study: Study, options: Options, listener: Silent, last: bool = False) -> Report:
+    """Bring the queue to what the study needs. last: in the job that comes after all others. Raises UserError."""
+    missing = clients_missing()
+    if missing:
+        raise UserError(
+            f"`{missing[0]}` is not on this machine, so nothing can be submitted to Slurm from here. Run this on a "
+            "login node of the cluster, or train here with `--executor local`."
+        )
+    here = limits.check_cluster(study.spec.launch)
+    if here is not None:
+        listener.note(here)
+    environment_without_slurm()
+    folder = prepare.folder_of(study, options.folder)
+    admit.check_folder(folder, options.share)
+    trackers = tracking.targets_here(study, listener.note) if options.track else []
+    stays = options.wait or last
+    if trackers and not stays:
+        listener.note("trackers: the last job hands the runs on; `--wait` does so while they train")
+    with locked(folder, stays, listener.note):
+        queue = client.look()
+        prepared = ready(study, folder, options, listener)
+        with tracking.following(folder, trackers if stays else [], listener.note), Stop() as stop:
+            return _rounds(prepared, queue, options, listener, stop)
+
+
+def _rounds(prepared: Prepared, queue: client.Queue, options: Options, listener: Silent, stop: Stop) -> Report:
+    """Ticks until nothing is left in the queue, one without `--wait`."""
+    shown, pause = "", FIRST_POLL
+    while True:
+        ticked = tick(prepared, queue, options)
+        if ticked.submitted:
+            listener.note(submitted_line(ticked))
+        line = f"{_counts(ticked)}; {_done(prepared)} of {len(prepared.plan.runs)} runs done"
+        if options.wait and line != shown:
+            listener.note(line)
+            pause = FIRST_POLL
+        shown = line
+        if ticked.quiet or not options.wait:
+            return _report(prepared, ticked, options, listener)
+        _sleep(pause, stop)
+        if stop.signal is not None:
+            listener.note("the jobs stay in the queue; `ablate cancel` takes them out")
+            return _report(prepared, ticked, options, listener, stop.signal)
+        pause = min(LONGEST_POLL, pause * 1.5)
+        queue = client.look()
+        prepared = prepare.again(prepared, options.share)
+
+
+def tick(prepared: Prepared, queue: client.Queue, options: Options) -> Ticked:
+    """One tick for a prepared study."""
+    return Tick(
+        prepared,
+        queue,
+        items(prepared, options.train),
+        settings(prepared),
+        snapshot.take(prepared.folder),
+        options.perform,
+        options.yes,
+    ).run()
+
+
+def _sleep(seconds: float, stop: Stop) -> None:
+    until = time.monotonic() + seconds
+    while stop.signal is None and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def _report(
+    prepared: Prepared, ticked: Ticked, options: Options, listener: Silent, stopped_by: int | None = None
+) -> Report:
+    """How the runs stand. The page is written by whoever finds nothing left to do: the last job, as a rule."""
+    rest: outcome.End | None = None if ticked.quiet else "queued"
+    observed = prepared.seen.observed
+    ended = outcome.ended(prepared.plan, observed, results(ticked.held), None, options.train, rest)
+    page = build_report(prepared, ended, listener) if ticked.quiet else None
+    if stopped_by is not None:
+        ended = outcome.Ended(ended.runs, stopped_by)
+    return Report(prepared.folder, ended, 0, 0, page, why_held(prepared, ended), ticked)
+
+
+def results(held: Mapping[str, Held]) -> dict[str, Result]:
+    """Items that nobody will do as things are, as failures."""
+    return {name: Result("failed", Failure(why.kind, why.reason)) for name, why in held.items()}
+
+
+def submitted_line(ticked: Ticked) -> str:
+    """`submitted 36 tasks in 2 sbatch calls (jobs 12, 13)`."""
+    tasks = sum(bool(element.items) for one in ticked.submitted for element in one.elements)
+    jobs = ", ".join(str(one.job) for one in ticked.submitted[:6])
+    more = f" and {len(ticked.submitted) - 6} more" if len(ticked.submitted) > 6 else ""
+    return (
+        f"submitted {ticked.items} items of work as {tasks} tasks in {len(ticked.submitted)} sbatch calls "
+        f"(jobs {jobs}{more}) and a last one for the report"
+    )
+
+
+def _counts(ticked: Ticked) -> str:
+    held = f", {len(ticked.held)} items held" if ticked.held else ""
+    return f"{ticked.running} jobs running, {ticked.waiting} waiting{held}"
+
+
+def _done(prepared: Prepared) -> int:
+    ended = outcome.ended(prepared.plan, prepared.seen.observed, {}, None, True, "queued")
+    return sum(run.end in ("done", "diverged") for run in ended.runs)
+
+
+def hours_line(ticked: Ticked) -> str:
+    """What was spent and is left, and where the figure is from."""
+    spent, left = ticked.hours
+    return f"GPU-hours: {spent:.3g} used, about {left:.3g} to come ({ticked.basis})"

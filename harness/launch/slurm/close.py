@@ -1,0 +1,73 @@
+"""The last job of a submission: `python -m harness.launch.slurm.close SUBMISSION`, on one processor.
+
+It starts when all others have ended, however they ended: it ticks, so that what failed and may be tried again is, hands
+the runs on to trackers, and writes the report. Where it submits something, that ends with a job like this one again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.launch import prepare
+from harness.launch.progress import Silent
+from harness.store import plans, processes, submissions
+from harness.store.layout import Folder, SubmissionFolder
+from harness.study.errors import UserError
+
+
+class Printed(Silent):
+    """Notes go to the job's log."""
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+
+def close(folder: Folder) -> int:
+    """Tick and report. Returns the exit code: 0, or 1 where runs have failed."""
+    from analysis.report import build
+    from harness.launch.plan_files import recorded_options
+    from harness.launch.slurm.bring import bring
+    from harness.plan.canonical import digest
+
+    options = replace(recorded_options(folder.root), executor="slurm", wait=False)
+    study = prepare.load(options.study, options.overrides)
+    asked = (plans.read_plan(folder) or {}).get("asked") or {}
+    if digest(study.resolved) != asked.get("resolved"):
+        print(
+            f"{options.study} has changed since it was submitted: nothing new is submitted from here, and the report "
+            f"shows what is there. `{options.command()}` brings the folder to the study as it is now."
+        )
+        build(folder.root)
+        return 0
+    done = bring(study, options, Printed(), last=True)
+    if done.report is None:
+        build(folder.root)
+    return done.ended.exit_code
+
+
+def main(arguments: Sequence[str]) -> int:
+    import os
+
+    from harness.launch.slurm.job import check_code
+    from harness.launch.slurm.task import task_of
+
+    submission = SubmissionFolder(arguments[0])
+    intent = submissions.read_intent(submission)
+    if intent is None or submissions.is_void(submission):
+        print("this submission was given up before Slurm accepted it: nothing to do")
+        return 0
+    check_code(intent.snapshot)
+    task = task_of(os.environ)
+    submissions.write_job(submission, task.job)
+    processes.works_for({"submission": submission.number, "job": task.own, "restart": task.restart, "node": task.node})
+    try:
+        return close(Folder(submission.root.parents[1]))
+    except UserError as error:
+        print(f"ablate: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,315 @@
+"""What each verb of `ablate` does: calls one function elsewhere and prints what it gives. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.launch.run import ExecutorName, Options, Report
+
+DONE, SOME_FAILED = 0, 1
+
+
+class CallError(Exception):
+    """A call that the parser does not understand. `UserError` would cost the import of the whole study room."""
+
+
+def plan(options: argparse.Namespace) -> int:
+    from harness.launch import prepare
+
+    if options.every is not None and options.curves is None:
+        raise CallError("`--every` says how many rows `--curves` writes; give a file with `--curves`.")
+    if options.sbatch and options.json:
+        raise CallError("`--sbatch` prints the sbatch files, `--json` one object; use one of them.")
+    with _no_garbage_collection():
+        study = prepare.load(options.study, options.set)
+        prepared = prepare.planned(study, prepare.folder_of(study, options.folder))
+    if options.curves is not None:
+        from harness.launch.plan_files import write_curves
+
+        write_curves(study, options.curves, options.every or 1)
+    if options.sbatch:
+        from harness.launch.slurm.preview import texts
+
+        return _say("\n".join(texts(prepared)))
+    if options.json:
+        return _json(prepared.plan.to_json())
+    from harness.plan import render
+
+    print(render.text(prepared.plan, prepared.pools, shared=prepared.shared_pools))
+    for damage in prepared.seen.damage:
+        print(f"damaged: {damage}")
+    return DONE
+
+
+def run(options: argparse.Namespace) -> int:
+    from harness.launch.run import Options
+
+    asked = Options(
+        study=options.study,
+        folder=options.folder,
+        overrides=tuple(options.set),
+        executor=_executor(options),
+        jobs=options.jobs,
+        share=not options.no_share,
+        yes=options.yes,
+        wait=options.wait,
+    )
+    if not options.smoke:
+        return reconcile(asked, options.json)
+    if asked.executor == "slurm":
+        raise CallError("`--smoke` rehearses the study on this machine; leave `--executor slurm` away with it.")
+    return smoke(asked, options.json)
+
+
+def smoke(asked: Options, as_json: bool) -> int:
+    from harness.launch.progress import listener_for
+    from harness.launch.smoke import smoke, text
+
+    result = smoke(asked, listener_for(as_json))
+    return _json(result.to_json(), result.exit_code) if as_json else _say(text(result), result.exit_code)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from harness.launch.plan_files import evaluation_options
+
+    asked = evaluation_options(options.folder, options.suite, _executor(options), options.jobs)
+    return reconcile(replace(asked, wait=options.wait), options.json)
+
+
+def reconcile(asked: Options, as_json: bool) -> int:
+    from harness.launch import outcome, served
+    from harness.launch.progress import listener_for, tokens
+    from harness.launch.run import run as bring_to_plan
+
+    # What the work prints in this process (`--executor debug`) must not get between a reader and the JSON.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        done = bring_to_plan(asked, listener_for(as_json))
+    ended = done.ended
+    if as_json:
+        return _json(done.to_json(), ended.exit_code)
+    if ended.signal is not None:
+        print(outcome.stopped_line(ended, asked.command()), file=sys.stderr)
+        return ended.exit_code
+    if ended.failed:
+        again = asked.command() if done.ticked is None else f"ablate retry {shlex.quote(str(done.folder.root))}"
+        print(outcome.failure_table(ended.failed, str(done.folder.root), again))
+    if done.held is not None:
+        print(done.held)
+    if done.ticked is not None:
+        return _say(_slurm_text(done), ended.exit_code)
+    if done.trained_tokens:
+        print(served.text(done.folder))
+    print(f"trained {tokens(done.trained_tokens)} tokens, evaluated {done.evaluated} states; {outcome.counts(ended)}")
+    if done.report is not None:
+        print(f"report: {done.report}")
+    return ended.exit_code
+
+
+def _slurm_text(done: Report) -> str:
+    from harness.launch import outcome
+    from harness.launch.slurm.bring import hours_line
+
+    assert done.ticked is not None
+    lines = [hours_line(done.ticked)] if any(done.ticked.hours) else []
+    lines += [done.ticked.refused] if done.ticked.refused is not None else []
+    lines.append(outcome.counts(done.ended))
+    if done.report is not None:
+        lines.append(f"report: {done.report}")
+    else:
+        lines.append(f"to follow: ablate status {shlex.quote(str(done.folder.root))} --watch")
+    return "\n".join(lines)
+
+
+def cancel(options: argparse.Namespace) -> int:
+    from harness.launch.slurm import people
+    from harness.store.layout import Folder
+
+    done = people.cancel(Folder(options.folder), options.runs)
+    return _json(done.to_json()) if options.json else _say(done.text())
+
+
+def retry(options: argparse.Namespace) -> int:
+    from harness.launch.plan_files import recorded_options
+    from harness.launch.slurm import people
+    from harness.store.layout import Folder
+
+    people.retry(Folder(options.folder), options.runs, options.kind)
+    return reconcile(replace(recorded_options(options.folder), executor="slurm"), options.json)
+
+
+def status(options: argparse.Namespace) -> int:
+    from harness.launch import status as look
+    from harness.store.layout import Folder
+
+    folder = Folder(options.folder)
+    if options.watch and options.json:
+        raise CallError("`--watch` shows a table again and again, `--json` prints one object; use one of them.")
+    while True:
+        runs = look.status(folder)
+        if options.json:
+            return _json(look.to_json(folder, runs))
+        if options.watch and sys.stdout.isatty():
+            print("\x1b[H\x1b[2J", end="")
+        print(look.text(runs, look.tracking(folder)), flush=True)
+        if not options.watch or not _slept(2.0):
+            return DONE
+
+
+def logs(options: argparse.Namespace) -> int:
+    from harness.launch.logs import show
+    from harness.store.layout import Folder
+
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end `-f`
+        show(Folder(options.folder), options.run, sys.stdout, options.follow)
+    return DONE
+
+
+def verify(options: argparse.Namespace) -> int:
+    from harness.launch import verify as check
+    from harness.store.layout import Folder
+
+    folder = Folder(options.folder)
+    if options.run is not None:
+        points = check.alone(folder, options.run, options.json)
+        equal = all(point.equal for point in points)
+        if options.json:
+            return _json(check.points_json(options.run, points), DONE if equal else SOME_FAILED)
+        print("\n".join(check.lines(points)))
+        return DONE if equal else SOME_FAILED
+    checked, damage = check.damage(folder)
+    if options.json:
+        return _json({"checked": checked, "damage": damage}, SOME_FAILED if damage else DONE)
+    print("\n".join([*(f"damaged: {sentence}" for sentence in damage), f"{checked} checked, {len(damage)} damaged"]))
+    return SOME_FAILED if damage else DONE
+
+
+def export(options: argparse.Namespace) -> int:
+    from harness.launch.export import export as copy
+    from harness.store.layout import Folder
+
+    out = copy(Folder(options.folder), options.arm, options.out)
+    return _json({"exported": str(out)}) if options.json else _say(f"exported to {out}")
+
+
+def report(options: argparse.Namespace) -> int:
+    from analysis.report import build
+
+    page = build(options.folder)
+    return _json({"report": str(page)}) if options.json else _say(f"report: {page}")
+
+
+def compare(options: argparse.Namespace) -> int:
+    from analysis.compare import compare as paired
+    from analysis.compare import compare_text
+
+    found = paired(options.folder, options.arm_a, options.arm_b)
+    return _json(found) if options.json else _say(compare_text(found))
+
+
+def sync(options: argparse.Namespace) -> int:
+    from harness.launch.progress import listener_for
+    from harness.launch.tracking import sync as send
+
+    found = send(options.folder, options.to, options.jobs, listener_for(options.json).note, options.wait)
+    code = DONE if all(standing.sent == standing.of for standing in found) else SOME_FAILED
+    if options.json:
+        return _json({"trackers": [asdict(standing) for standing in found]}, code)
+    return _say("\n".join(standing.line for standing in found), code)
+
+
+def schema(options: argparse.Namespace) -> int:
+    if options.markdown:
+        from harness.study.reference import reference
+
+        print(reference(), end="")
+        return DONE
+    from harness.study import json_schema
+
+    return _json(json_schema())
+
+
+def bench_loop(options: argparse.Namespace) -> int:
+    from harness.train.bench import bench_loop as measure
+
+    return _figures(measure(), options)
+
+
+def bench_plan(options: argparse.Namespace) -> int:
+    from harness.launch.bench_plan import bench
+
+    return _figures(bench(), options)
+
+
+def bench_share(options: argparse.Namespace) -> int:
+    from harness.launch.bench_share import bench
+    from harness.launch.progress import listener_for
+    from harness.launch.run import Options
+
+    if options.executor == "slurm":
+        raise CallError("`bench share` measures this machine; choose the executor local or debug.")
+    asked = Options(options.study, None, tuple(options.set), _executor(options), options.jobs)
+    return _figures(bench(asked, listener_for(options.json)), options)
+
+
+def _figures(found: dict[str, Any], options: argparse.Namespace) -> int:
+    return _json(found) if options.json else _say(json.dumps(found, indent=1))
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from harness.launch import doctor as look
+
+    found = look.checks(options.study, options.folder)
+    code = DONE if look.passed(found) else SOME_FAILED
+    return _json(look.to_json(found), code) if options.json else _say(look.text(found), code)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A plan of 10,000 arms makes millions of objects and no cycles: looking for cycles takes a sixth of its time."""
+    import gc
+
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _executor(options: argparse.Namespace) -> ExecutorName:
+    if options.executor == "debug" and options.jobs is not None:
+        raise CallError("`--executor debug` works in this one process, so `--jobs` has no meaning with it.")
+    if options.executor == "slurm" and options.jobs is not None:
+        raise CallError("`--jobs` is for this machine; on a cluster `launch.parallel` says how many run at once.")
+    name: ExecutorName = options.executor
+    return name
+
+
+def _slept(seconds: float) -> bool:
+    """Wait; False when Ctrl-C ended it, which is the way to end `--watch`."""
+    import time
+
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _json(value: Any, code: int = DONE) -> int:
+    import orjson  # a plan of 10,000 arms is 40 MB, of which the standard library makes a second
+
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    return code
+
+
+def _say(text: str, code: int = DONE) -> int:
+    print(text)
+    return code
