@@ -147,19 +147,23 @@ def retry(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     from harness.launch import status as look
+    from harness.launch.slurm.watch import LOOK_SECONDS, Ticker
     from harness.store.layout import Folder
 
     folder = Folder(options.folder)
     if options.watch and options.json:
         raise CallError("`--watch` shows a table again and again, `--json` prints one object; use one of them.")
+    ticker = Ticker(folder)
     while True:
+        if options.watch:
+            ticker.tick()
         runs = look.status(folder)
         if options.json:
             return _json(look.to_json(folder, runs))
         if options.watch and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
-        print(look.text(runs, look.tracking(folder)), flush=True)
-        if not options.watch or not _slept(2.0):
+        print(look.text(runs, [*look.tracking(folder), *ticker.said]), flush=True)
+        if not options.watch or not _slept(LOOK_SECONDS if ticker.used else 2.0):
             return DONE
 
 

@@ -11,6 +11,7 @@ from harness.launch.controls import hold
 from harness.launch.items import items_of
 from harness.launch.observe import Seen, observe
 from harness.launch.resolve import Resolved, evaluation_tasks, known, lacks_origin, resolve
+from harness.launch.slurm.preview import sbatch_calls
 from harness.plan.cost import shape_of
 from harness.plan.exposure import Views, views
 from harness.plan.observed import TaskRef
@@ -112,7 +113,9 @@ def _prepared(study: Study, folder: Folder, resolved: Resolved, share: bool) -> 
 
         study = without(study, over)
         plan = plan_of(study)
-    return Prepared(study, folder, resolved, tasks, Seen(plan.observed, seen.damage), plan, hold(plan, folder))
+    verdicts = hold(plan, folder)
+    plan.totals["sbatch_calls"] = sbatch_calls(plan, tasks)
+    return Prepared(study, folder, resolved, tasks, Seen(plan.observed, seen.damage), plan, verdicts)
 
 
 def _at_cost(study: Study, resolved: Resolved) -> Study:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from harness.launch.lock import at_work
 from harness.launch.progress import duration, tokens
 from harness.plan.render import table
-from harness.store import attempts, evaluations, metrics, plans, processes, states
+from harness.store import attempts, evaluations, metrics, plans, processes, runs, states
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.store.states import Done
 from harness.store.tracking import read_standings
 from harness.study.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from harness.launch.slurm.standing import Standings
 
 SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silent
 
@@ -23,7 +26,8 @@ SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silen
 @dataclass(frozen=True)
 class RunStatus:
     """One run. state: done, diverged, failed, damaged, training, stopped, silent, evaluating, unevaluated, waiting,
-    or held (by a control of the study).
+    or held (by a control of the study); in Slurm also queued, starting, held (with the reason), cancelled, or lost (the
+    next tick submits it again). orphan: the study has it no more.
 
     detail: why, or how far. tokens, of: of the path. eta: seconds of training left of the running segment's path.
     """
@@ -86,7 +90,35 @@ def status(folder: Folder) -> list[RunStatus]:
     plan = read_plan(folder)
     seen: dict[str, _Segment] = {}
     bounds = {segment["id"]: segment for segment in plan["segments"]}
-    return [_run(folder, plan, run, bounds, seen) for run in plan["runs"]]
+    found = [_run(folder, plan, run, bounds, seen) for run in plan["runs"]]
+    queue = _standings(folder, plan)
+    if queue is not None:
+        for at, run in enumerate(plan["runs"]):
+            state, detail = queue.of_run(run, found[at].state, found[at].detail)
+            found[at] = replace(found[at], state=state, detail=detail)
+    return [*found, *_orphans(folder, {run.name for run in found})]
+
+
+def _standings(folder: Folder, plan: Mapping[str, Any]) -> Standings | None:
+    """What Slurm says of the folder, None where nothing of it was ever submitted."""
+    if not folder.submissions.is_dir():
+        return None
+    from harness.launch.slurm.standing import standings
+
+    return standings(folder, plan)
+
+
+def _orphans(folder: Folder, planned: Collection[str]) -> list[RunStatus]:
+    """Runs that the study had once; nothing of theirs was deleted."""
+    names = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in folder.runs.glob("*/*/run.json"))
+    found = []
+    for name in names:
+        run = None if name in planned else runs.read_run(folder, *name.split("/"))
+        if run is not None:
+            of = run["points"][-1]["tokens"] if run["points"] else 0
+            detail = "not in the study any more"
+            found.append(RunStatus(name, "orphan", detail, 0, of, None, None, None, None, 0, None))
+    return found
 
 
 def _run(

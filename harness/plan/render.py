@@ -196,6 +196,8 @@ def _cost(plan: Plan) -> str:
         lines.append(f"FLOPs: {totals['flops']:.3g}; GPU-hours: {_hours(totals['gpu_hours'])}")
         lines.append(f"  {totals['gpu_hours_basis']}")
         lines.append(f"disk: about {_bytes(totals['disk_bytes'])} of checkpoints")
+    if totals["sbatch_calls"]:
+        lines.append(f"with --executor slurm: {totals['sbatch_calls']} calls of sbatch")
     open_yet = any(name.startswith("sources.") for name in plan.unresolved)
     more = ", and those of held-out text, once its sources are resolved" if _held_out(plan) and open_yet else ""
     lines.append(f"evaluations to do: {totals['evals_to_do']}{more}")

@@ -6,13 +6,15 @@ the runs on to trackers, and writes the report. Where it submits something, that
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
-from harness.launch import prepare
 from harness.launch.progress import Silent
-from harness.store import plans, processes, submissions
+from harness.launch.slurm.job import check_code
+from harness.launch.slurm.task import task_of
+from harness.launch.worker import PERFORM
+from harness.store import processes, submissions
 from harness.store.layout import Folder, SubmissionFolder
 from harness.study.errors import UserError
 
@@ -24,34 +26,19 @@ class Printed(Silent):
         print(text, flush=True)
 
 
-def close(folder: Folder) -> int:
+def close(folder: Folder, perform: str = PERFORM) -> int:
     """Tick and report. Returns the exit code: 0, or 1 where runs have failed."""
     from analysis.report import build
-    from harness.launch.plan_files import recorded_options
-    from harness.launch.slurm.bring import bring
-    from harness.plan.canonical import digest
+    from harness.launch.slurm.again import again
 
-    options = replace(recorded_options(folder.root), executor="slurm", wait=False)
-    study = prepare.load(options.study, options.overrides)
-    asked = (plans.read_plan(folder) or {}).get("asked") or {}
-    if digest(study.resolved) != asked.get("resolved"):
-        print(
-            f"{options.study} has changed since it was submitted: nothing new is submitted from here, and the report "
-            f"shows what is there. `{options.command()}` brings the folder to the study as it is now."
-        )
+    done = again(folder, Printed(), last=True, perform=perform)
+    if done is None or done.report is None:
         build(folder.root)
-        return 0
-    done = bring(study, options, Printed(), last=True)
-    if done.report is None:
-        build(folder.root)
-    return done.ended.exit_code
+    return 0 if done is None else done.ended.exit_code
 
 
 def main(arguments: Sequence[str]) -> int:
-    import os
 
-    from harness.launch.slurm.job import check_code
-    from harness.launch.slurm.task import task_of
 
     submission = SubmissionFolder(arguments[0])
     intent = submissions.read_intent(submission)
@@ -63,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     submissions.write_job(submission, task.job)
     processes.works_for({"submission": submission.number, "job": task.own, "restart": task.restart, "node": task.node})
     try:
-        return close(Folder(submission.root.parents[1]))
+        return close(Folder(submission.root.parents[1]), *arguments[1:])
     except UserError as error:
         print(f"ablate: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.launch import failures
-from harness.launch.slurm import breaker, canary, client
+from harness.launch.slurm import asked, breaker, canary, client
 from harness.launch.slurm.task import Task, task_of
 from harness.launch.stop import Stop
 from harness.launch.streams import captured
@@ -89,6 +89,9 @@ class Job:
                 continue
             if stop.signal is not None:
                 return 128 + stop.signal
+            if item.id in asked.cancelled(self._folder):
+                lost.add(item.state)
+                continue
             result = self._one(item, stop)
             if result.outcome == "stopped":
                 return self._stopped(item, stop)

@@ -26,7 +26,8 @@ class Resources:
         self._launch = launch
         self._arms: dict[str, set[str]] = {}
         self._stages: dict[str, str] = {}
-        if plan is not None:
+        self._found: dict[Any, tuple[dict[str, Any], str]] = {}
+        if plan is not None and launch.resources:
             self._look_at(plan)
 
     def _look_at(self, plan: Plan) -> None:
@@ -42,8 +43,23 @@ class Resources:
 
     def of(self, item: Work) -> dict[str, Any]:
         """The parameters of an item's job."""
+        return self._known(item)[0]
+
+    def group(self, item: Work) -> str:
+        """The name of the resources that an item asks for."""
+        return self._known(item)[1]
+
+    def _known(self, item: Work) -> tuple[dict[str, Any], str]:
         work = "evaluate" if item.kind in ("evaluate", "merge") else "train"
-        return self._parameters(work, self._arms.get(item.state, set()), self._stages.get(item.state))
+        arms: Collection[str] = ()
+        stage = None
+        if self._launch.resources:
+            arms, stage = self._arms.get(item.state, set()), self._stages.get(item.state)
+        key = (work, frozenset(arms), stage)
+        if key not in self._found:
+            parameters = self._parameters(work, arms, stage)
+            self._found[key] = (parameters, group_of(parameters))
+        return self._found[key]
 
     def close(self) -> dict[str, Any]:
         """The parameters of the job that ticks and writes the report: one processor of one machine."""

@@ -49,7 +49,7 @@ class Seen:
         """Where each item that is in the queue is being done, or waits to be."""
         found = {}
         for submission in self.live:
-            for index in submission.live:
+            for index in submission.live if submission.intent.kind == "work" else ():
                 for item in submission.elements[index].ids:
                     found[item] = (submission, index)
         return found

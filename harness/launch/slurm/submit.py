@@ -93,11 +93,7 @@ class Submitter:
 
     def close(self, parameters: Mapping[str, Any], after: list[str]) -> Submission:
         """Submit the job that ticks and writes the report when all of `after` has ended."""
-        chosen = {**parameters}
-        if after:
-            chosen["dependency"] = "afterany:" + ":".join(after)
-        intent = Intent("close", "", resources.group_of(parameters), chosen, 1, False, self.snapshot.name)
-        return self._submit(intent, [], None)
+        return self._submit(close_intent(parameters, after, self.snapshot.name), [], None)
 
     def _submit(self, intent: Intent, elements: list[Element], array: str | None) -> Submission:
         there = self.folder.all_submissions()
@@ -128,7 +124,7 @@ class Submitter:
 
         parameters = {**intent.parameters, "job_name": intent.name}
         parameters["setup"] = [*setup_lines(self.snapshot, self.threads), *(parameters.get("setup") or [])]
-        arguments = [str(place)] + ([self.perform] if intent.kind == "work" and self.perform != PERFORM else [])
+        arguments = [str(place)] + ([self.perform] if self.perform != PERFORM else [])
         return Executor(place, parameters, array), JOB if intent.kind == "work" else CLOSE, arguments
 
     def text(self, number: int, intent: Intent, array: str | None) -> str:
@@ -154,6 +150,15 @@ def array_words(indices: list[int], cap: int | None) -> str:
             parts.append([index, index])
     words = ",".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)
     return words if cap is None or cap >= len(indices) else f"{words}%{cap}"
+
+
+def close_intent(parameters: Mapping[str, Any], after: Sequence[str], snapshot: str) -> Intent:
+    """Of the job that comes when all of `after` has ended."""
+    more = {**dict(parameters.get("additional_parameters") or {}), "requeue": True}
+    chosen = {**parameters, "additional_parameters": more}
+    if after:
+        chosen["dependency"] = "afterany:" + ":".join(after)
+    return Intent("close", "", resources.group_of(parameters), chosen, 1, False, snapshot)
 
 
 def array_of(batch: Batch, cap: int | None) -> str | None:

@@ -161,7 +161,7 @@ class Tick:
             tries,
             lambda item: states.newest_checkpoint(self.folder.state(item.state)),
             asked.cancelled(self.folder),
-            lambda item: breaker.reason(self.folder, resources.group_of(self.resources.of(item))),
+            lambda item: breaker.reason(self.folder, self.resources.group(item)),
         )
         for item in decision.ready:
             given = remedied(
@@ -217,7 +217,7 @@ class Tick:
         proven: set[str] = set()
         for item in decision.ready:
             key, plain = keys[item.id], self.resources.of(item)
-            groups[key] = resources.group_of(plain)
+            groups[key] = self.resources.group(item)
             if groups[key] in passed or key != _key(Remedied(plain)):
                 proven.add(key)  # a try after a failure is no canary: its resources have shown what they do
 
@@ -268,7 +268,7 @@ class Tick:
         made = self.submitter.work(
             batch,
             given,
-            resources.group_of(self.resources.of(first)),
+            self.resources.group(first),
             placed,
             share.cap,
             [*behind, *also],

@@ -1,0 +1,33 @@
+"""The tick by whoever has only a results folder: its last job, and `ablate status --watch`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.launch import prepare
+from harness.launch.plan_files import recorded_options
+from harness.launch.slurm.bring import bring
+from harness.launch.worker import PERFORM
+from harness.plan.canonical import digest
+from harness.store import plans
+
+if TYPE_CHECKING:
+    from harness.launch.progress import Silent
+    from harness.launch.run import Report
+    from harness.store.layout import Folder
+
+
+def again(folder: Folder, listener: Silent, last: bool = False, perform: str = PERFORM) -> Report | None:
+    """Bring the queue to what the folder's study needs. None, with a note, where the study's file has been changed
+    since: what a person has not asked for yet is not submitted. Raises UserError."""
+    options = replace(recorded_options(folder.root), executor="slurm", perform=perform)
+    study = prepare.load(options.study, options.overrides)
+    asked = (plans.read_plan(folder) or {}).get("asked") or {}
+    if digest(study.resolved) != asked.get("resolved"):
+        listener.note(
+            f"{options.study} has changed since it was submitted: nothing new is submitted from here. "
+            f"`{options.command()}` brings the folder to the study as it is now."
+        )
+        return None
+    return bring(study, options, listener, last)
