@@ -151,6 +151,17 @@ class Cluster:
     def node_runs(self, node: str) -> bool:
         return self._slurmd[node].poll() is None
 
+    def clear(self) -> None:
+        """An empty queue on four nodes that are up."""
+        for node in NODES:
+            if not self.node_runs(node):
+                self.start_node(node)
+        self.command("scancel", "--full", "--user", _user(), check=False)
+        self.command("scontrol", "update", "partitionname=low", "state=up")
+        self.wait_for(lambda: not self.command("squeue", "-h").strip(), "an empty queue", 30)
+        self.wait_for(lambda: self.idle() == len(NODES), "four idle nodes", 30)
+        self._kill_steps()
+
     def stop(self) -> None:
         with contextlib.suppress(Exception):
             self.command("scancel", "--full", "--user", _user())

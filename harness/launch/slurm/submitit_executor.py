@@ -50,7 +50,8 @@ class Submitter(SlurmExecutor):
         return str(job.job_id)
 
     def _command(self, module: str, arguments: list[str]) -> str:
-        return shlex.join([sys.executable, "-u", "-m", module, *arguments])
+        # -P: the folder in which somebody calls `ablate` is not searched for modules, it may hold other code.
+        return shlex.join([sys.executable, "-u", "-P", "-m", module, *arguments])
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         shutil.copyfile(submission_file_path, self.folder / "submit.sbatch")
