@@ -115,7 +115,7 @@ class Ranks:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def check_rows(self, batch_tokens: int, length: int) -> None:
-        """Raise UserError unless batches of `batch_tokens` in rows of `length` tokens have equal parts for all ranks."""
+        """Raise UserError unless batches of `batch_tokens` in rows of `length` tokens have an equal part for each."""
         rows = batch_tokens // length
         if rows % self.world:
             fitting = [n for n in range(1, rows + 1) if rows % n == 0]
