@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from tests.train.build import BATCH, LENGTH, StudyFolder, piece
 STEPS = 12
 END = STEPS * BATCH
 ROWS = BATCH // LENGTH
+# One process sums a batch at once, several sum it in parts. Relative; seen: 1.8e-7 in losses and norms of gradients,
+# 3e-6 in tensors after twelve updates.
+ROUNDING, ROUNDING_OF_TENSORS = 2e-6, 3e-5
 Prepare = Callable[[Ranks], None]
 
 
@@ -64,13 +67,26 @@ class Group:
         try:
             ranks = Ranks.join(rank, world, rank, self.folder / "meet", "cpu")
             prepare(ranks)
-            said = asdict(train_segment(study.folder, name, TrainSettings(build.NUMERICS, **settings), ranks=ranks))
+            how = TrainSettings(**{"numerics": build.NUMERICS, **settings})
+            said = asdict(train_segment(study.folder, name, how, ranks=ranks))
             ranks.leave()
         except BaseException as error:
             said = {"error": type(error).__name__, "said": str(error)}
         finally:
-            (self.folder / f"{rank}.json").write_text(json.dumps(said))
+            self._say(rank, said)
+            if said.get("error") == "RankLost" and not self._others_end(world - 1):
+                self._say(rank, {**said, "others": "still wait"})
             os._exit(0)
+
+    def _say(self, rank: int, said: dict[str, Any]) -> None:
+        (self.folder / f"{rank}.json").write_text(json.dumps(said))
+
+    def _others_end(self, count: int) -> bool:
+        """Whether `count` ranks have said how they ended while this process, which has lost one, is still there."""
+        deadline = time.monotonic() + 20
+        while len(list(self.folder.glob("*.json"))) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return time.monotonic() < deadline
 
     def wait(self) -> list[dict[str, Any]]:
         """What came of each rank; empty for one that was killed."""
@@ -107,17 +123,21 @@ def tensors(study: StudyFolder, name: str, tokens: int = END) -> dict[str, torch
     return weights | load_file(checkpoint / "optimizer.safetensors")
 
 
-def assert_close(a: tuple[StudyFolder, str], b: tuple[StudyFolder, str]) -> None:
+def assert_close(a: tuple[StudyFolder, str], b: tuple[StudyFolder, str], end: int = END) -> None:
     """Equal to the rounding of fp32 sums: all metrics at every step, weights and optimizer at the end."""
     for ours, theirs in zip(rows(*a), rows(*b), strict=True):
-        assert ours["loss_by_source"] == pytest.approx(theirs["loss_by_source"], rel=2e-5)
+        assert ours["loss_by_source"] == pytest.approx(theirs["loss_by_source"], rel=ROUNDING)
         flat = [{key: row[key] for key in row if key != "loss_by_source"} for row in (ours, theirs)]
-        assert flat[0] == pytest.approx(flat[1], rel=2e-5)
+        assert flat[0] == pytest.approx(flat[1], rel=ROUNDING)
         assert (ours["labels"], ours["tokens"], ours["lr"]) == (theirs["labels"], theirs["tokens"], theirs["lr"])
-    ours, theirs = tensors(*a), tensors(*b)
+    ours, theirs = tensors(*a, end), tensors(*b, end)
     assert ours.keys() == theirs.keys()
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=2e-5)
+        assert_near(ours[name], theirs[name])
+
+
+def assert_near(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert float((a - b).norm()) <= ROUNDING_OF_TENSORS * float(b.norm())
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +162,18 @@ def test_four_ranks_train_as_one_process_does(alone: tuple[StudyFolder, str], tm
     assert_close(trained(tmp_path, 4, path()), alone)
 
 
+def test_every_rank_cuts_its_part_into_micro_batches(tmp_path: Path) -> None:
+    """Of three rows: they do not divide a part of four, and would reach into the next rank's rows."""
+    pieces = [piece(0, 2 * END, batch_tokens=2 * BATCH)]
+    found = []
+    for world in (1, 2):
+        study = StudyFolder(tmp_path / str(world))
+        (name,) = study.declare(pieces, [2 * END])
+        together(study, name, world, numerics=replace(build.NUMERICS, micro_batch=3 * LENGTH))
+        found.append((study, name))
+    assert_close(found[1], found[0], 2 * END)
+
+
 @pytest.mark.parametrize("optimizer", [{"clip": 0.05, "z_loss": 1e-2, "ema": 0.9}, {"clip": None}])
 def test_clipping_z_loss_and_average_are_those_of_the_whole_batch(optimizer: dict[str, Any], tmp_path: Path) -> None:
     pieces = path(optimizer=optimizer)
@@ -150,7 +182,7 @@ def test_clipping_z_loss_and_average_are_those_of_the_whole_batch(optimizer: dic
     if "ema" in optimizer:
         means = [load_file(s.state(n).checkpoint(END) / "ema.safetensors") for s, n in (by_one, by_two)]
         for name in means[0]:
-            torch.testing.assert_close(means[0][name], means[1][name], rtol=2e-3, atol=2e-5)
+            assert_near(means[1][name], means[0][name])
 
 
 def test_the_same_world_twice_gives_the_same_bits(pair: tuple[StudyFolder, str], tmp_path: Path) -> None:
@@ -222,14 +254,14 @@ def test_a_signal_to_any_rank_stops_all_at_one_update_and_training_goes_on(
 def test_a_rank_that_dies_ends_the_others_and_damages_nothing(
     of_rank: int, alone: tuple[StudyFolder, str], tmp_path: Path
 ) -> None:
-    """Also those that were not waiting for it themselves."""
+    """Also those that were not waiting for it themselves, while the ones that were are still there."""
     study = StudyFolder(tmp_path)
     (name,) = study.declare(path(), [END])
     killed = at_update(6, lambda: os.kill(os.getpid(), signal.SIGKILL), of_rank)
     ended = Group(study, name, 4, killed, checkpoint_every=4 * BATCH).wait()
     assert ended.pop(of_rank) == {}
     assert [end["error"] for end in ended] == ["RankLost"] * 3
-    assert all("a rank was lost" in end["said"] for end in ended)
+    assert all("a rank was lost" in end["said"] and "others" not in end for end in ended)
     state = study.state(name)
     assert states.read_done(state) is None and verify(state.checkpoint(4 * BATCH)).step == 4
     if of_rank != 0:
