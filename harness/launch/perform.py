@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def perform(order: Order, progress: Progress) -> Result:
-    """Prepare a base, train or merge a segment, or evaluate a state, as the order says."""
+    """Prepare a base, train or merge a segment, or evaluate a state, as the order says.
+
+    A segment is trained with the ranks of `ranks.current()`, each of which is called with the same order.
+    """
     folder = Folder(order.folder)
     if order.kind == "base":
         return _base(folder, order)
@@ -35,6 +38,7 @@ def _base(folder: Folder, order: Order) -> Result:
 
 def _train(folder: Folder, order: Order, progress: Progress) -> Result:
     from harness.launch import failures
+    from harness.train import ranks
     from harness.train.segment import TrainSettings, train_segment
 
     settings = TrainSettings(
@@ -44,7 +48,7 @@ def _train(folder: Folder, order: Order, progress: Progress) -> Result:
         stop_after_steps=None,
         code=order.settings["code"],
     )
-    outcome = train_segment(folder, order.state, settings, progress, order.detail["start"])
+    outcome = train_segment(folder, order.state, settings, progress, order.detail["start"], ranks.current())
     if outcome.kind == "fenced":
         return Result("failed", failures.FENCED)
     return Result(outcome.kind)

@@ -19,6 +19,7 @@ from harness.train.loss import IGNORED, token_losses, token_losses_and_squares
 from harness.train.numerics import Numerics, Precision, attention_dtype
 from harness.train.optimizer import gradient_norm, trained_parameters, update
 from harness.train.packing import document_mask, single_mask_serves
+from harness.train.ranks import ALONE, Ranks
 
 Piece = Mapping[str, Any]
 
@@ -66,6 +67,8 @@ class Loop:
 
     Once a loss or a gradient is not finite, that update and all later ones leave weights and optimizer alone; the next
     `look` tells.
+
+    Of several ranks each runs its part of a batch's rows; gradients and figures are those of the whole batch on all.
     """
 
     def __init__(
@@ -76,10 +79,11 @@ class Loop:
         pieces: Sequence[Piece],
         numerics: Numerics,
         average: WeightAverage | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """pieces: the path from token 0, as in segment.json. Training may go on to the end of the last one.
 
-        average: of the model's weights, to be kept up to date.
+        average: of the model's weights, to be kept up to date. ranks: who trains with this process.
         """
         self.model = model
         self.optimizer = optimizer
@@ -87,6 +91,7 @@ class Loop:
         self.pieces = pieces
         self.numerics = numerics
         self.average = average
+        self._ranks = ranks
         self.step = steps_before(pieces, loader.tokens)
         self._parameters = [parameter for _, parameter in trained_parameters(model)]
         self._device = self._parameters[0].device
@@ -111,8 +116,9 @@ class Loop:
         batch = self.loader.next()
         labels = (batch.labels != IGNORED).sum(axis=1).tolist()
         losses, z_loss = self._accumulate_gradients(batch, science, max(1, sum(labels)))
+        of_batch = self._over_ranks(losses, z_loss, len(labels))
         norm = gradient_norm(self._parameters)
-        figures = torch.cat([*losses, z_loss.unsqueeze(0), norm.unsqueeze(0)])
+        figures = torch.cat([of_batch, norm.unsqueeze(0)])
         self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
         lr = rate(science["lr"], tokens, science["batch_tokens"])
         update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
@@ -126,16 +132,17 @@ class Loop:
     def _accumulate_gradients(
         self, batch: Batch, science: Mapping[str, Any], labels: int
     ) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the mean loss over the batch's labels, z-loss included.
+        """This rank's part of the gradients of the mean loss over the batch's labels, z-loss included.
 
-        Returns the summed cross entropy of each row, by micro-batch, and the batch's z-loss (0 without one).
+        Returns the summed cross entropy of each of its rows, by micro-batch, and their z-loss (0 without one).
         """
         losses = []
         z_weight = science["optimizer"].get("z_loss", 0.0)
         z_loss = torch.zeros((), device=self._device)
         rows = self.numerics.rows_per_forward(science["batch_tokens"], science["context"]["length"])
-        for first in range(0, len(batch.input_ids), rows):
-            micro = slice(first, first + rows)
+        part = self._ranks.part(len(batch.input_ids))
+        for first in range(part.start, part.stop, rows):
+            micro = slice(first, min(first + rows, part.stop))
             logits = self._logits(batch.input_ids[micro], batch.position_ids[micro], science["precision"])
             targets = self._put(batch.labels[micro])
             if z_weight:
@@ -148,6 +155,21 @@ class Loop:
                 (of_rows.sum() / labels).backward()
             losses.append(of_rows.detach())
         return losses, z_loss
+
+    def _over_ranks(self, losses: list[Tensor], z_loss: Tensor, rows: int) -> Tensor:
+        """[rows + 1]: the summed cross entropy of each row of the batch, and its z-loss. Sums the gradients, too."""
+        own = torch.cat([*losses, z_loss.unsqueeze(0)])
+        if self._ranks.world == 1:
+            return own
+        figures = torch.zeros(rows + 1, device=self._device)
+        figures[self._ranks.part(rows)], figures[-1] = own[:-1], own[-1]
+        self._ranks.sum_gradients(self._parameters, figures)
+        return figures
+
+    def checksum(self) -> int:
+        """Of the bits of all weights, below 2^62: equal weights have equal ones. Waits for the device."""
+        sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in self._parameters]
+        return int(torch.stack(sums).sum()) % (1 << 62)
 
     def _logits(self, input_ids: np.ndarray, position_ids: np.ndarray, precision: Precision) -> Tensor:
         """[rows, length, vocabulary]; positions that restart keep documents apart."""

@@ -4,45 +4,35 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import transformers
 from transformers import PreTrainedModel
 
-from harness.data.loader import Loader, served
+from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
-from harness.plan.cost import ModelShape, shape_of
-from harness.store import manifests, metrics, states
+from harness.store import manifests, states
 from harness.store.attempts import Attempt, Fenced, begin
-from harness.store.checkpoints import CheckpointMarker, weights_hash
-from harness.store.layout import Folder
+from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
 from harness.train.average import WeightAverage, decay_at
-from harness.train.checkpoint import (
-    load_average,
-    load_cursor,
-    load_optimizer,
-    remove_checkpoints,
-    remove_leftovers,
-    write_checkpoint,
-)
-from harness.train.loop import Loop, Update, piece_at, steps_before
+from harness.train.checkpoint import load_average, load_cursor, load_optimizer, remove_leftovers
+from harness.train.keeper import Keeper, Onlooker, before, reaches_multiple
+from harness.train.loop import Loop, piece_at
 from harness.train.model import load_config, load_model
 from harness.train.numerics import Numerics
 from harness.train.optimizer import build_optimizer
 from harness.train.packing import check_isolation
-from harness.train.record import Progress, Recorder
+from harness.train.ranks import ALONE, RankFailed, Ranks
+from harness.train.record import Progress
 from harness.train.rope import resolve_rope, set_context
-from harness.train.start import Start, find_start, fingerprint_at
+from harness.train.start import Start, find_start, from_json, to_json
 
 CONSTANT_IN_A_SEGMENT = ("batch_tokens", "context", "optimizer", "precision")
-# While a segment is trained, the checkpoint before the newest stays, should the newest turn out damaged.
-KEPT_WHILE_TRAINING = 2
 
 
 @dataclass(frozen=True)
@@ -77,25 +67,55 @@ def train_segment(
     settings: TrainSettings,
     progress: Progress = lambda fields: None,
     extra: Sequence[Mapping[str, Any]] = (),
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train one segment to its end, from its newest whole checkpoint, else from where its path can be taken up.
 
     extra: checkpoints of other states that lie on this path, as {"path", "tokens"}. SIGTERM and SIGUSR2 end the attempt
     with a checkpoint after the current update. A segment that is done is left alone; a diverged one is an outcome, not
     an error. Raises UserError when the state that it starts from is damaged or does not fit it.
+
+    ranks: every one of them calls this with equal arguments, for one attempt, of rank 0, which alone writes and reports
+    progress; a signal to any of them stops all. All return the same outcome. Raises RankFailed where another rank
+    failed (rank 0 being fenced is an outcome) and RankLost where one died.
     """
+    settings = replace(settings, numerics=replace(settings.numerics, world=ranks.world))
     state = folder.state(segment_id)
+    with ranks.together():
+        done = ranks.led(lambda: _done(state))
+        if done is not None:
+            return Outcome(**done)
+        segment = states.read_segment(state)
+        if not ranks.leads:
+            return _follow(folder, segment, settings, ranks)
+        return _attempt(folder, segment, settings, progress, extra, ranks)
+
+
+def _done(state: StateFolder) -> dict[str, Any] | None:
+    """The outcome of a segment that is done and whole; one that is damaged is trained again, from a checkpoint."""
     try:
         done = states.verify_state(state)
     except Damaged:
-        done = None  # trained again, from its newest whole checkpoint
-    if done is not None:
-        return Outcome(done.outcome, done.tokens, 0)
-    segment = states.read_segment(state)
-    attempt = begin(state, _environment(settings))
+        return None
+    return None if done is None else asdict(Outcome(done.outcome, done.tokens, 0))
+
+
+def _attempt(
+    folder: Folder,
+    segment: Mapping[str, Any],
+    settings: TrainSettings,
+    progress: Progress,
+    extra: Sequence[Mapping[str, Any]],
+    ranks: Ranks,
+) -> Outcome:
+    """Train as rank 0, or alone."""
+    attempt = begin(folder.state(segment["id"]), _environment(settings))
     try:
-        with StopRequest() as stop:
-            outcome = _train(folder, segment, attempt, settings, progress, extra, stop)
+        with StopRequest() as stop, ranks.together():
+            start = _start(ranks, lambda: _find_start(folder, segment, attempt, extra))
+            loop = prepare(folder, segment, start, settings.numerics, ranks)
+            keeper = Keeper(folder, segment, attempt, start, settings.keep, progress)
+            outcome = _train(loop, segment, start, keeper, settings, stop, ranks)
     except Fenced as reason:
         attempt.finish("fenced", error=str(reason))
         return Outcome("fenced", segment["tokens_from"], 0)
@@ -107,14 +127,27 @@ def train_segment(
     return outcome
 
 
-class StopRequest:
-    """While entered, SIGTERM and SIGUSR2 are requests: `signal` holds the name of the first, None while there is none.
+def _follow(folder: Folder, segment: Mapping[str, Any], settings: TrainSettings, ranks: Ranks) -> Outcome:
+    """Train as another rank than 0: the same updates, and no word of them."""
+    try:
+        with StopRequest() as stop, ranks.together():
+            start = _start(ranks)
+            loop = prepare(folder, segment, start, settings.numerics, ranks)
+            return _train(loop, segment, start, Onlooker(), settings, stop, ranks)
+    except RankFailed as reason:
+        if reason.kind == Fenced.__name__:
+            return Outcome("fenced", segment["tokens_from"], 0)
+        raise
 
-    Outside the main thread Python delivers no signals; there it never holds one.
+
+class StopRequest:
+    """While entered, SIGTERM and SIGUSR2 are requests: `number` is that of the first, 0 while there is none.
+
+    Outside the main thread Python delivers no signals; there it stays 0.
     """
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self.number = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -130,58 +163,82 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = self.signal or signal.Signals(number).name
+        self.number = self.number or number
 
 
-def _train(
-    folder: Folder,
-    segment: Mapping[str, Any],
-    attempt: Attempt,
-    settings: TrainSettings,
-    progress: Progress,
-    extra: Sequence[Mapping[str, Any]],
-    stop: StopRequest,
-) -> Outcome:
+def _find_start(
+    folder: Folder, segment: Mapping[str, Any], attempt: Attempt, extra: Sequence[Mapping[str, Any]]
+) -> Start:
     start = find_start(folder, segment, attempt, extra)
     attempt.event("attempt_started", tokens=start.tokens)
     remove_leftovers(attempt.state)
-    end = segment["tokens_to"]
-    loop = prepare(folder, segment, start, settings.numerics)
+    return start
+
+
+def _start(ranks: Ranks, find: Callable[[], Start] | None = None) -> Start:
+    """Where all ranks take the segment up. find: on rank 0, looks for it."""
+    found: list[Start] = []
+
+    def look() -> dict[str, Any]:
+        assert find is not None, "rank 0 looks"
+        found.append(find())
+        return to_json(found[0])
+
+    told = ranks.led(look)
+    return found[0] if found else from_json(told)
+
+
+def _train(
+    loop: Loop,
+    segment: Mapping[str, Any],
+    start: Start,
+    keeper: Onlooker,
+    settings: TrainSettings,
+    stop: StopRequest,
+    ranks: Ranks,
+) -> Outcome:
+    """Update after update from `start` on. Every rank decides alike: from equal figures and what they agreed on."""
+    end, every = segment["tokens_to"], settings.checkpoint_every
     if start.own and start.tokens == end:  # killed between its last checkpoint and its marker
-        loss = (metrics.last_row(attempt.state) or {}).get("loss")
-        return _finish(attempt, segment, start.marker, settings, 0, {"loss": loss, "served": _served(loop)})
-    recorder = Recorder(attempt, segment, _shape(folder), start.tokens, progress)
-    every = settings.checkpoint_every
-    model_folder = start.path / "model"  # whose tokenizer goes along: the newest checkpoint's, which is never removed
+        keeper.finished_before(loop)
+        return Outcome("trained", end, 0)
+    told = ranks.agree(stop.number)
     while True:
-        if stop.signal is not None or recorder.steps == settings.stop_after_steps:
-            attempt.event("stopped", signal=stop.signal or "stop_after_steps", tokens=loop.tokens)
-            return Outcome("stopped", loop.tokens, recorder.steps)
-        before = loop.tokens
+        if told or keeper.steps == settings.stop_after_steps:
+            keeper.stopped(loop, told)
+            return Outcome("stopped", loop.tokens, keeper.steps)
+        began = loop.tokens
         loop.update()
-        steps = recorder.steps + loop.unseen
-        due = every is not None and loop.tokens // every > before // every
-        due = due or reaches_multiple(before, loop.tokens, settings.keep)
-        due = due or loop.tokens == end or stop.signal is not None or steps == settings.stop_after_steps
+        told = ranks.agree(stop.number)
+        steps = keeper.steps + loop.unseen
+        due = every is not None and loop.tokens // every > began // every
+        due = due or reaches_multiple(began, loop.tokens, settings.keep)
+        due = due or loop.tokens == end or told != 0 or steps == settings.stop_after_steps
         if due or loop.unseen >= settings.numerics.look_every:
             seen = loop.look()
-            recorder.updates(seen)
+            keeper.updates(seen)
             if not seen[-1].finite:
-                return _diverge(attempt, segment, seen[-1], recorder)
+                keeper.diverged(seen[-1])
+                return Outcome("diverged", before(segment["pieces"], seen[-1].tokens), keeper.steps - 1)
         if due:
-            recorder.flush()
-            marker = _save(attempt, segment, loop, model_folder, settings.keep)
-            model_folder = marker.model
-            recorder.pause()
+            if ranks.world > 1:
+                ranks.check_equal(loop.checksum(), "the weights are")
+            keeper.save(loop)
+            told = ranks.agree(stop.number)
         if loop.tokens == end:
-            summary = {**recorder.summary(), "served": _served(loop)}
-            return _finish(attempt, segment, marker, settings, recorder.steps, summary)
+            keeper.finished(loop)
+            return Outcome("trained", end, keeper.steps)
 
 
-def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: Numerics) -> Loop:
-    """Model, optimizer and data as they were when the checkpoint `start` was written, as this segment wants them."""
+def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: Numerics, ranks: Ranks = ALONE) -> Loop:
+    """Model, optimizer and data as they were when the checkpoint `start` was written, as this segment wants them.
+
+    Raises UserError when a batch cannot be divided among the ranks, or when they run on unequal machines.
+    """
     science = _constant_science(segment)
     context = science["context"]
+    ranks.check_rows(science["batch_tokens"], context["length"])
+    _check_numerics(numerics, ranks)
     base = manifests.read_base(folder)
     if base is None:
         raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
@@ -197,7 +254,17 @@ def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: 
     sources = _open_sources(folder, segment)
     loader = Loader(segment["pieces"], sources, load_cursor(start.path), start.tokens)
     average = _average(segment, start, model)
-    return Loop(model, optimizer, loader, segment["pieces"], numerics, average)
+    return Loop(model, optimizer, loader, segment["pieces"], numerics, average, ranks)
+
+
+def _check_numerics(numerics: Numerics, ranks: Ranks) -> None:
+    """Raise UserError unless an update gives this rank the bits that it gives rank 0."""
+    of_first = ranks.led(numerics.record)
+    differs = [
+        f"{name} {of_first[name]!r} and {own!r}" for name, own in numerics.record().items() if of_first[name] != own
+    ]
+    if differs:
+        raise UserError(f"ranks 0 and {ranks.rank} cannot train together, since they differ: {'; '.join(differs)}.")
 
 
 def switches_optimizer(pieces: Sequence[Mapping[str, Any]], tokens: int) -> bool:
@@ -239,82 +306,6 @@ def _open_sources(folder: Folder, segment: Mapping[str, Any]) -> dict[str, Token
             raise UserError(f"{folder.source_manifest(name)} is missing or damaged; `ablate run` resolves it again.")
         sources[name] = TokenSource.open(manifest["tokens"])
     return sources
-
-
-def _shape(folder: Folder) -> ModelShape:
-    shape = shape_of(manifests.read_base(folder), None)
-    assert shape is not None, "a manifest has a shape"
-    return shape
-
-
-def _save(
-    attempt: Attempt, segment: Mapping[str, Any], loop: Loop, tokenizer: Path, keep: int | str
-) -> CheckpointMarker:
-    fingerprint = fingerprint_at(segment, loop.tokens)
-    marker = write_checkpoint(
-        attempt,
-        loop.model,
-        loop.optimizer,
-        loop.loader.cursor(),
-        tokenizer,
-        fingerprint,
-        loop.tokens,
-        loop.step,
-        loop.average,
-    )
-    attempt.event("checkpoint", tokens=loop.tokens)
-    if keep != "all":
-        newest = attempt.state.checkpoint_tokens()[-KEPT_WHILE_TRAINING:]
-        remove_checkpoints(attempt, {*newest, *_multiples(attempt, segment, keep)})
-    return marker
-
-
-def reaches_multiple(before: int, tokens: int, keep: int | str) -> bool:
-    """Whether an update from `before` to `tokens` is the first at or past a multiple of `keep`; never for a word."""
-    return isinstance(keep, int) and tokens // keep > before // keep
-
-
-def _multiples(attempt: Attempt, segment: Mapping[str, Any], keep: int | str) -> set[int]:
-    """The checkpoints that `keep: every N` holds on to, by the path tokens they were written at."""
-
-    def before(tokens: int) -> int:
-        return tokens - int(piece_at(segment["pieces"], tokens - 1)["science"]["batch_tokens"])
-
-    return {at for at in attempt.state.checkpoint_tokens() if at and reaches_multiple(before(at), at, keep)}
-
-
-def _finish(
-    attempt: Attempt,
-    segment: Mapping[str, Any],
-    marker: CheckpointMarker,
-    settings: TrainSettings,
-    steps: int,
-    summary: Mapping[str, Any],
-) -> Outcome:
-    """Say that the state is there; only then let go of the checkpoints before its end."""
-    attempt.check_owner()
-    weights = weights_hash(marker.files)
-    states.write_done(attempt.state, "trained", marker.tokens, marker.step, weights, marker.tokens, summary)
-    attempt.event("finished", tokens=marker.tokens, steps=steps)
-    if settings.keep != "all":
-        remove_checkpoints(attempt, {marker.tokens, *_multiples(attempt, segment, settings.keep)})
-    return Outcome("trained", marker.tokens, steps)
-
-
-def _diverge(attempt: Attempt, segment: Mapping[str, Any], broken: Update, recorder: Recorder) -> Outcome:
-    """Record a run that ended before the update whose loss or gradient was not finite."""
-    recorder.flush()
-    attempt.check_owner()
-    batch = piece_at(segment["pieces"], broken.tokens - 1)["science"]["batch_tokens"]
-    tokens, what = broken.tokens - batch, f"loss {broken.loss}, gradient norm {broken.grad_norm}"
-    attempt.event("diverged", tokens=tokens, what=what)
-    step = steps_before(segment["pieces"], tokens)
-    states.write_done(attempt.state, "diverged", tokens, step, None, None, {"what": what, "lr": broken.lr})
-    return Outcome("diverged", tokens, recorder.steps - 1)
-
-
-def _served(loop: Loop) -> dict[str, Any]:
-    return {name: asdict(drawn) for name, drawn in served(loop.loader).items()}
 
 
 def _environment(settings: TrainSettings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,11 @@ from harness.store import checkpoints
 from harness.store.attempts import Attempt
 from harness.store.checkpoints import CheckpointMarker
 from harness.store.layout import Folder
-from harness.store.markers import Damaged
+from harness.store.markers import MARKER, Damaged
 from harness.study.errors import UserError
+
+# Until a file that one machine has written is seen by another, over a network's file system.
+VISIBLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,20 @@ def find_start(
             except Damaged as reason:
                 attempt.event("checkpoint_damaged", reason=str(reason))
     return max(found, key=lambda start: start.tokens) if found else _parent(folder, segment)
+
+
+def to_json(start: Start) -> dict[str, Any]:
+    """A start as rank 0 tells the others of it."""
+    return {"path": str(start.path), "own": start.own}
+
+
+def from_json(told: Mapping[str, Any]) -> Start:
+    """The start that rank 0 has checked. Raises Damaged when this machine does not get to see it."""
+    path = Path(told["path"])
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not (path / MARKER).exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return Start(checkpoints.read_marker(path), told["own"])
 
 
 def _is_on_path(marker: CheckpointMarker, segment: Mapping[str, Any], attempt: Attempt) -> bool:

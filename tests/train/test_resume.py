@@ -18,7 +18,7 @@ from harness.store.atomic import read_json_lines
 from harness.store.attempts import begin
 from harness.store.metrics import read_steps
 from harness.study.errors import UserError
-from harness.train import checkpoint, segment
+from harness.train import checkpoint, keeper, segment
 from harness.train.loop import Loop
 from tests.train import build
 from tests.train.build import BATCH, StudyFolder, piece
@@ -170,7 +170,7 @@ MOMENTS = {
     "after it is renamed": (_on_call(checkpoints, "publish", 2, False), 8),
     "while an old checkpoint is removed": (_on_call(checkpoint.shutil, "rmtree", 1, True), 12),
     "before the state is marked done": (_on_call(states, "write_done", 1, True), STEPS),
-    "before the last clean-up": (_on_call(segment, "remove_checkpoints", 6, True), STEPS),
+    "before the last clean-up": (_on_call(keeper, "remove_checkpoints", 6, True), STEPS),
 }
 
 

@@ -1,0 +1,159 @@
+"""What is kept of a segment while it is trained: metrics, checkpoints and the marker, written by rank 0 alone."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.data.loader import served
+from harness.plan.cost import ModelShape, shape_of
+from harness.store import manifests, metrics, states
+from harness.store.attempts import Attempt
+from harness.store.checkpoints import CheckpointMarker, weights_hash
+from harness.store.layout import Folder
+from harness.train.checkpoint import remove_checkpoints, write_checkpoint
+from harness.train.loop import Loop, Update, piece_at, steps_before
+from harness.train.record import Progress, Recorder
+from harness.train.start import Start, fingerprint_at
+
+# While a segment is trained, the checkpoint before the newest stays, should the newest turn out damaged.
+KEPT_WHILE_TRAINING = 2
+
+
+class Onlooker:
+    """Stands on the other ranks where rank 0 has its Keeper: counts the updates and writes nothing."""
+
+    steps = 0
+
+    def updates(self, seen: list[Update]) -> None:
+        """Take in the updates of one look."""
+        self.steps += len(seen)
+
+    def save(self, loop: Loop) -> None:
+        """Write a checkpoint of where `loop` is."""
+
+    def stopped(self, loop: Loop, number: int) -> None:
+        """Say that training stops for the signal `number`, 0: after the updates that it was to make."""
+
+    def finished(self, loop: Loop) -> None:
+        """Say that the state is there."""
+
+    def finished_before(self, loop: Loop) -> None:
+        """Say that the state is there whose last checkpoint an earlier attempt has written."""
+
+    def diverged(self, broken: Update) -> None:
+        """Record a run that ended before the update `broken`, whose loss or gradient was not finite."""
+
+
+class Keeper(Onlooker):
+    """Writes what an attempt makes.
+
+    keep: which checkpoints stay, as `TrainSettings` has it. Its methods raise Fenced when a newer attempt has begun,
+    and WriteFailed.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        segment: Mapping[str, Any],
+        attempt: Attempt,
+        start: Start,
+        keep: int | str,
+        progress: Progress,
+    ) -> None:
+        self._attempt = attempt
+        self._segment = segment
+        self._keep = keep
+        self._recorder = Recorder(attempt, segment, _shape(folder), start.tokens, progress)
+        self._newest = start.marker
+
+    def updates(self, seen: list[Update]) -> None:
+        super().updates(seen)
+        self._recorder.updates(seen)
+
+    def save(self, loop: Loop) -> None:
+        self._recorder.flush()
+        # The tokenizer goes along from the newest checkpoint, which is never removed.
+        self._newest = _save(self._attempt, self._segment, loop, self._newest.model, self._keep)
+        self._recorder.pause()
+
+    def stopped(self, loop: Loop, number: int) -> None:
+        why = signal.Signals(number).name if number else "stop_after_steps"
+        self._attempt.event("stopped", signal=why, tokens=loop.tokens)
+
+    def finished(self, loop: Loop) -> None:
+        self._finish({**self._recorder.summary(), "served": _served(loop)})
+
+    def finished_before(self, loop: Loop) -> None:
+        loss = (metrics.last_row(self._attempt.state) or {}).get("loss")
+        self._finish({"loss": loss, "served": _served(loop)})
+
+    def _finish(self, summary: Mapping[str, Any]) -> None:
+        """Say that the state is there; only then let go of the checkpoints before its end."""
+        attempt, marker = self._attempt, self._newest
+        attempt.check_owner()
+        weights = weights_hash(marker.files)
+        states.write_done(attempt.state, "trained", marker.tokens, marker.step, weights, marker.tokens, summary)
+        attempt.event("finished", tokens=marker.tokens, steps=self.steps)
+        if self._keep != "all":
+            remove_checkpoints(attempt, {marker.tokens, *_multiples(attempt, self._segment, self._keep)})
+
+    def diverged(self, broken: Update) -> None:
+        self._recorder.flush()
+        attempt, pieces = self._attempt, self._segment["pieces"]
+        attempt.check_owner()
+        tokens, what = before(pieces, broken.tokens), f"loss {broken.loss}, gradient norm {broken.grad_norm}"
+        attempt.event("diverged", tokens=tokens, what=what)
+        step = steps_before(pieces, tokens)
+        states.write_done(attempt.state, "diverged", tokens, step, None, None, {"what": what, "lr": broken.lr})
+
+
+def before(pieces: Any, tokens: int) -> int:
+    """Where the update began that ended at `tokens` of the path."""
+    return tokens - int(piece_at(pieces, tokens - 1)["science"]["batch_tokens"])
+
+
+def reaches_multiple(start: int, tokens: int, keep: int | str) -> bool:
+    """Whether an update from `start` to `tokens` is the first at or past a multiple of `keep`; never for a word."""
+    return isinstance(keep, int) and tokens // keep > start // keep
+
+
+def _save(
+    attempt: Attempt, segment: Mapping[str, Any], loop: Loop, tokenizer: Path, keep: int | str
+) -> CheckpointMarker:
+    fingerprint = fingerprint_at(segment, loop.tokens)
+    marker = write_checkpoint(
+        attempt,
+        loop.model,
+        loop.optimizer,
+        loop.loader.cursor(),
+        tokenizer,
+        fingerprint,
+        loop.tokens,
+        loop.step,
+        loop.average,
+    )
+    attempt.event("checkpoint", tokens=loop.tokens)
+    if keep != "all":
+        newest = attempt.state.checkpoint_tokens()[-KEPT_WHILE_TRAINING:]
+        remove_checkpoints(attempt, {*newest, *_multiples(attempt, segment, keep)})
+    return marker
+
+
+def _multiples(attempt: Attempt, segment: Mapping[str, Any], keep: int | str) -> set[int]:
+    """The checkpoints that `keep: every N` holds on to, by the path tokens they were written at."""
+    there = [at for at in attempt.state.checkpoint_tokens() if at]
+    return {at for at in there if reaches_multiple(before(segment["pieces"], at), at, keep)}
+
+
+def _served(loop: Loop) -> dict[str, Any]:
+    return {name: asdict(drawn) for name, drawn in served(loop.loader).items()}
+
+
+def _shape(folder: Folder) -> ModelShape:
+    shape = shape_of(manifests.read_base(folder), None)
+    assert shape is not None, "a manifest has a shape"
+    return shape
