@@ -83,7 +83,7 @@ def test_a_failed_canary_holds_its_group_and_retry_lets_it_go(cluster: Cluster, 
     # Without a trunk in common every run is a root: three runs an arm wait for the first.
     report, _ = submit(study, share=False)
     finished(cluster)
-    held = [held for held in folder.submissions.glob("held-*.json")]
+    held = list(folder.submissions.glob("held-*.json"))
     assert len(held) <= 1
     done = starts(folder)
     assert sum(words(folder)[f"default/d{seed}"] in ("held", "failed") for seed in (1, 2, 3)) == 3
