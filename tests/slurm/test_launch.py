@@ -56,7 +56,7 @@ def test_a_call_while_jobs_are_queued_submits_nothing_twice(cluster: Cluster, tm
     again, _ = submit(study)
     assert first.ticked is not None and again.ticked is not None
     assert first.ticked.submitted and not again.ticked.submitted
-    assert len([place for place in first.folder.all_submissions()]) == len(first.ticked.submitted) + 1
+    assert len(list(first.folder.all_submissions())) == len(first.ticked.submitted) + 1
     cluster.command("scontrol", "update", "partitionname=low", "state=up")
     finished(cluster)
     assert set(starts(first.folder).values()) == {1}
@@ -69,7 +69,7 @@ def test_an_arm_that_is_added_is_all_that_is_submitted_and_one_that_is_removed_i
     before = starts(report.folder)
     more, _ = submit(write(tmp_path, values="[0, 0.3, 0.6]"), wait=True)
     added = starts(more.folder) - before
-    assert {item for item in added} == {f"train:{last_state(more.folder, f'more=0.6/{seed}')}" for seed in ("d1", "d2")}
+    assert set(added) == {f"train:{last_state(more.folder, f'more=0.6/{seed}')}" for seed in ("d1", "d2")}
     fewer, _ = submit(write(tmp_path, values="[0]"), wait=True)
     assert starts(fewer.folder) == before + added
     assert words(fewer.folder)["more=0.3/d1"] == "orphan"
@@ -81,7 +81,7 @@ def test_a_failed_canary_holds_its_group_and_retry_lets_it_go(cluster: Cluster, 
     folder = Folder(tmp_path / "results")
     behave(folder, {f"default/d{seed}": {"end": "error"} for seed in (1, 2, 3)})
     # Without a trunk in common every run is a root: three runs an arm wait for the first.
-    report, _ = submit(study, share=False)
+    _report, _ = submit(study, share=False)
     finished(cluster)
     held = list(folder.submissions.glob("held-*.json"))
     assert len(held) <= 1

@@ -39,7 +39,6 @@ def close(folder: Folder, perform: str = PERFORM) -> int:
 
 def main(arguments: Sequence[str]) -> int:
 
-
     submission = SubmissionFolder(arguments[0])
     intent = submissions.read_intent(submission)
     if intent is None or submissions.is_void(submission):
