@@ -24,6 +24,7 @@ CLASSES = {
     "fenced": "another process has begun the same work",
     "damaged": "a file that it needs is not whole",
     "parent": "something that it needs failed",
+    "rank": "one of the processes that train together is gone",
     "user": "a mistake in the study or in its inputs",
     "error": "anything else",
 }
@@ -66,6 +67,8 @@ def _kind(error: BaseException) -> str:
     # torch is not imported for its exception: its name is enough.
     if type(error).__name__ in ("OutOfMemoryError", "OutOfMemory"):
         return "memory-gpu"
+    if type(error).__name__ == "RankLost":
+        return "rank"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "memory"
     if errno_of(error) in FULL:

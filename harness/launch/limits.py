@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.study.errors import UserError
 from harness.study.schema.execution import LaunchSpec
 
-FOR_A_CLUSTER = ("time", "parallel")
+FOR_A_CLUSTER = ("time", "parallel", "slurm", "resources")
 
 
 def check_here(launch: LaunchSpec) -> str | None:
@@ -17,17 +17,25 @@ def check_here(launch: LaunchSpec) -> str | None:
         value = getattr(launch, key)
         if value > 1:
             raise UserError(
-                f"launch.{key} is {value}, and a run on several {what} is not supported yet: `ablate run` trains each "
-                f"run on one. To do that, add --set launch.{key}=1."
+                f"launch.{key} is {value}: a run on several {what} needs `--executor slurm`. To train it on one here, "
+                f"which changes rounding and nothing else, add --set launch.{key}=1."
             )
-    idle = [f"launch.{key}" for key in FOR_A_CLUSTER if getattr(launch, key) is not None]
+    idle = [f"launch.{key}" for key in FOR_A_CLUSTER if getattr(launch, key)]
     if not idle:
         return None
     return f"{' and '.join(idle)}: for a cluster, without effect here, where launch.jobs says how many run at once"
 
 
 def check_cluster(launch: LaunchSpec) -> str | None:
-    """One line on the keys that only this machine needs; None where the study has none of them."""
+    """One line on the keys that only this machine needs; None where the study has none of them.
+
+    Raises UserError for GPUs that a study for processors asks for.
+    """
+    if launch.device == "cpu" and max([launch.gpus, *(rule.gpus or 0 for rule in launch.resources)]) > 1:
+        raise UserError(
+            "launch.gpus asks for GPUs that `launch.device: cpu` would not use. Several processes on the processors of "
+            "one machine are `launch.slurm: {ntasks_per_node: N}`."
+        )
     if launch.jobs == 1:
         return None
     return "launch.jobs: for this machine, without effect on a cluster, where launch.parallel says how many run at once"

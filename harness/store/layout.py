@@ -111,3 +111,7 @@ class SubmissionFolder:
 
     def log(self, index: int) -> Path:
         return self.logs / f"{index}.jsonl"
+
+    def meeting(self, index: int, life: str) -> Path:
+        """Where the processes of one life of a task find one another."""
+        return self.root / "meet" / f"{index}-{life}"

@@ -2,7 +2,8 @@
 
 How to behave: `steps` of `pause` seconds each, then `end` as one of trained, diverged, error, full (the disk), die (a
 signal), leave (an exit code); with `once`, only at the first attempt. It comes in the order's `detail`, or for the last
-segment of a run from `behaviour.json` in the results folder, by the run's name.
+segment of a run (or the one `at` another place of its path) from `behaviour.json` in the results folder, by the run's
+name.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def behaviour(folder: Folder, order: Order) -> Mapping[str, Any]:
     by_run: Mapping[str, Mapping[str, Any]] = read_json(path) if path.exists() else {}
     for name, detail in by_run.items():
         run = runs.read_run(folder, *name.split("/"))
-        if run is not None and run["path"][-1] == order.state and detail.get("kind", "train") == order.kind:
+        if run is None or detail.get("kind", "train") != order.kind:
+            continue
+        if run["path"][detail.get("at", -1)] == order.state:
             return {**order.detail, **detail}
     return order.detail
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import cli
+from harness import verbs
 from harness.launch import prepare
 from harness.launch.run import Report
 from harness.launch.status import status
@@ -62,7 +62,7 @@ def test_a_number_that_does_not_come_out_holds_the_other_arms_says_by_how_much_a
 ) -> None:
     path = study(tmp_path, NUMBER.replace("VALUE", "2.5"))
     asked = options(path)
-    assert cli.reconcile(asked, False) == 1
+    assert verbs.reconcile(asked, False) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "bpb.sums of `default` at `end` is 2 (mean of 2 runs), expected 2.5 ± 0.1: off by 0.5" in said
     assert "2 arms are held: more=0, more=0.3." in said

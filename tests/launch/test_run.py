@@ -217,9 +217,9 @@ def test_an_interrupted_run_leaves_with_130_and_says_how_to_go_on(unscored: Path
     write_json(root / "behaviour.json", {"more=0/d1": {"steps": 1000, "pause": 0.02}})
     prepare.resolved_plan(prepare.load(unscored), Folder(root), True, print)  # so that the process below need not
     script = (
-        "import sys; from harness import cli; from test_run import *\n"
+        "import sys; from harness import verbs; from test_run import *\n"
         f"asked = Options(Path({str(unscored)!r}), Path({str(root)!r}), jobs=1, perform=STUB)\n"
-        "sys.exit(cli.reconcile(asked, False))\n"
+        "sys.exit(verbs.reconcile(asked, False))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -14,6 +14,7 @@ from harness.launch.lock import locked
 from harness.launch.record import settings
 from harness.launch.run import Report, build_report, ready, why_held
 from harness.launch.slurm import client, snapshot
+from harness.launch.slurm.resources import Resources
 from harness.launch.slurm.submitit_executor import clients_missing, environment_without_slurm
 from harness.launch.slurm.tick import Tick, Ticked, items
 from harness.launch.stop import Stop
@@ -79,11 +80,13 @@ def _rounds(prepared: Prepared, queue: client.Queue, options: Options, listener:
 
 
 def tick(prepared: Prepared, queue: client.Queue, options: Options) -> Ticked:
-    """One tick for a prepared study."""
+    """One tick for a prepared study. Raises UserError before anything is submitted."""
+    wanted = items(prepared, options.train)
+    Resources(prepared.study.spec.launch, prepared.plan).check(wanted, prepared.plan)
     return Tick(
         prepared,
         queue,
-        items(prepared, options.train),
+        wanted,
         settings(prepared),
         snapshot.take(prepared.folder),
         options.perform,

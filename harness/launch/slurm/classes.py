@@ -171,6 +171,8 @@ def _said(line: Mapping[str, Any], began: Mapping[str, Any], gone: Gone) -> tupl
         return "dependency", str(line.get("error")), at
     if outcome == "failed":
         error = str(line.get("error"))
+        if line.get("failure") == "rank" and gone.state in _OF_STATE:
+            return _OF_STATE[gone.state], error, at
         return of_failure(str(line.get("failure")), error), error, at
     if outcome == "stopped":
         if line.get("signal") == "SIGUSR2" or gone.state == "TIMEOUT":

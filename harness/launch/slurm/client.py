@@ -26,6 +26,9 @@ ACTIVE = frozenset(_ACTIVE.split())
 NEVER = "DependencyNeverSatisfied"
 
 
+_RELEASED = ("Invalid job id", "already completing", "not held", "Job/step", "already finished")
+
+
 class Unreachable(UserError):
     """Slurm does not answer. Nothing is known of the queue then, so nothing is done."""
 
@@ -83,7 +86,7 @@ def cancel(tasks: Sequence[str]) -> None:
 def release(jobs: Sequence[str]) -> None:
     """Let held jobs go. Those that are gone, or go already, do not matter. Raises Unreachable."""
     for job in jobs:
-        _run(["scontrol", "release", job], harmless=("Invalid job id", "already completing", "not held", "Job/step"))
+        _run(["scontrol", "release", job], harmless=_RELEASED)
 
 
 def requeue(job: str) -> bool:
@@ -141,7 +144,8 @@ def _run(command: Sequence[str], harmless: Sequence[str] = ()) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise Unreachable(f"`{command[0]}` has not answered for {SECONDS:.0f} s; run this again later.") from None
-    if done.returncode != 0 and not any(words in done.stderr for words in harmless):
+    if done.returncode != 0 and not any(words.lower() in done.stderr.lower() for words in harmless):
         said = " ".join(done.stderr.split())[:300]
-        raise Unreachable(f"`{' '.join(command[:2])}` failed: {said}. Nothing was changed; run this again later.")
+        what = " ".join(word for word in command[:2] if not word.startswith("-"))
+        raise Unreachable(f"`{what}` failed: {said}. Nothing was changed; run this again later.")
     return done.stdout

@@ -4,6 +4,8 @@ The task with index i does the items of line i of the submission's array.jsonl, 
 results folder: what is done already is left out, a state that an item starts from is checked with its checksums, and
 training goes on from the newest whole checkpoint, whoever wrote it. What it did it says in log/<i>.jsonl. Its exit code
 is for Slurm alone: 0 lets the jobs that wait for it start.
+
+A task of several processes (nodes, or GPUs of a node) is led by the first; the others train with it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from harness.store.atomic import WriteFailed
 from harness.store.layout import Folder, StateFolder, SubmissionFolder
 from harness.store.markers import Damaged
 from harness.store.processes import Observer
+from harness.store.submissions import Intent
 
 DONE, FAILED, AGAIN = 0, 1, 75
 POLL_SECONDS = 1.0
@@ -55,6 +58,7 @@ class Job:
         self._element = submissions.read_element(submission, task.index)
         self._settings = {**intent.settings, **self._element.remedy}
         self._observer = Observer()
+        self._ranks_are_lost = False
 
     def run(self) -> int:
         """Do what this task is for. Returns the exit code."""
@@ -98,6 +102,8 @@ class Job:
             if result.outcome in ("failed", "diverged", "blocked") and item.makes is not None:
                 lost.add(item.makes)
             code = code if result.failure is None else FAILED
+            if self._ranks_are_lost:
+                return FAILED  # what is left needs processes that are gone; the next job has them again
         return code
 
     def _one(self, item: Work, stop: Stop) -> Result:
@@ -172,6 +178,7 @@ class Job:
             return Result("failed", failures.of_exception(error))
         finally:
             stop.on_signal = None
+        self._ranks_are_lost = result.failure is not None and result.failure.kind == "rank"
         if result.outcome == "stopped" and stop.signal is None:
             stop.note(_trainers_signal(self._folder.state(item.state)))
         self._close_attempt(item, result)
@@ -223,23 +230,36 @@ def check_code(snapshot: str) -> None:
 def main(arguments: Sequence[str]) -> int:
     submission, perform = SubmissionFolder(arguments[0]), arguments[1] if len(arguments) > 1 else PERFORM
     task = task_of(os.environ)
-    processes.works_for(
-        {
-            "submission": submission.number,
-            "index": task.index,
-            "job": task.own,
-            "restart": task.restart,
-            "node": task.node,
-        }
-    )
+    fields = {"index": task.index, "job": task.own, "restart": task.restart, "node": task.node}
+    processes.works_for({"submission": submission.number, **fields})
     intent = submissions.read_intent(submission)
     if intent is not None:
         check_code(intent.snapshot)
     try:
-        return Job(submission, task, load_perform(perform)).run()
+        if task.world == 1 or intent is None:
+            return Job(submission, task, load_perform(perform)).run()
+        return _together(submission, task, intent, load_perform(perform))
     except Exception:
         submissions.say(submission, task.index, "crashed", restart=task.restart, error=traceback.format_exc()[-2000:])
         raise
+
+
+def _together(submission: SubmissionFolder, task: Task, intent: Intent, perform: Perform) -> int:
+    """This process's part of a task of several."""
+    from harness.launch.together import dismiss, follow, leading
+    from harness.train.ranks import Ranks
+
+    meet = submission.meeting(task.index, f"{task.own}-{task.restart}")
+    meet.parent.mkdir(exist_ok=True)
+    ranks = Ranks.join(task.rank, task.world, task.local_rank, meet, intent.settings["device"])
+    if not ranks.leads:
+        follow(ranks, perform)
+        return DONE
+    try:
+        return Job(submission, task, leading(ranks, perform)).run()
+    finally:
+        dismiss(ranks)
+        meet.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

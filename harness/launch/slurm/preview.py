@@ -38,7 +38,9 @@ def texts(prepared: Prepared) -> list[str]:
     submitter = Submitter(prepared.folder, spec.study, snapshot, spec.launch.threads, settings(prepared))
     numbers = [place.number for place in prepared.folder.all_submissions()]
     first = max(numbers, default=-1) + 1
-    found = _batches(plan, _items(plan, prepared.tasks))
+    items = _items(plan, prepared.tasks)
+    asks.check(items, plan)
+    found = _batches(plan, items)
     placed: dict[Batch, Submission] = {}
     said = []
     for at, (batch, share) in enumerate(shares(found, spec.launch.parallel).items()):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from harness.launch.slurm import resources
 from harness.launch.slurm.classes import Verdict
 from harness.launch.slurm.decide import Held
 
@@ -43,7 +44,7 @@ def remedied(
             return Held("oom_host", "it ran out of memory, and launch.slurm gives no `mem` that could be raised")
         changed |= more
     if verdict.halvings:
-        tokens = halved(item, verdict.halvings, micro_batch, plan)
+        tokens = halved(item, verdict.halvings, micro_batch, plan, resources.tasks(parameters))
         if tokens is None:
             why = "evaluating" if item.kind == "evaluate" else "one row at a time"
             return Held("oom_gpu", f"out of GPU memory {why}: there is no smaller micro-batch")
@@ -51,15 +52,18 @@ def remedied(
     return Remedied(changed, remedy)
 
 
-def halved(item: Work, halvings: int, micro_batch: int | None, plan: Plan) -> int | None:
-    """Tokens of a forward pass after halving its rows; None where a row is left, or nothing is trained."""
+def halved(item: Work, halvings: int, micro_batch: int | None, plan: Plan, world: int = 1) -> int | None:
+    """Tokens of a forward pass after halving its rows; None where a row is left, or nothing is trained.
+
+    world: processes that share a batch.
+    """
     segment = plan.segments.get(item.state)
     if item.kind != "train" or segment is None:
         return None
     pieces = [piece for piece in plan.runs[segment.run].pieces if segment.tokens_from < piece.end]
     science = pieces[0].science
     length, batch = int(science["context"]["length"]), int(science["batch_tokens"])
-    rows = (min(micro_batch or batch, batch) // length) >> halvings
+    rows = (min(micro_batch or batch, batch // world) // length) >> halvings
     return rows * length if rows else None
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from harness.study.errors import UserError
 from harness.study.schema.slurm import OF_SUBMITIT
 
 if TYPE_CHECKING:
@@ -48,6 +49,18 @@ class Resources:
     def group(self, item: Work) -> str:
         """The name of the resources that an item asks for."""
         return self._known(item)[1]
+
+    def check(self, items: Iterable[Work], plan: Plan) -> None:
+        """Raise UserError where a batch has no equal part for each of the processes that train it together."""
+        for item in items:
+            world = tasks(self.of(item))
+            if world == 1 or item.kind != "train":
+                continue
+            segment = plan.segments[item.state]
+            for piece in plan.runs[segment.run].pieces:
+                if segment.tokens_from < piece.end and piece.start < segment.tokens_to:
+                    length = int(piece.science["context"]["length"])
+                    _check_rows(int(piece.science["batch_tokens"]) // length, length, world, item.name)
 
     def _known(self, item: Work) -> tuple[dict[str, Any], str]:
         work = "evaluate" if item.kind in ("evaluate", "merge") else "train"
@@ -113,6 +126,16 @@ def _submitit(launch: LaunchSpec, asked: Mapping[str, Any], slurm: Mapping[str, 
     if more:
         parameters["additional_parameters"] = dict(sorted(more.items()))
     return parameters
+
+
+def _check_rows(rows: int, length: int, world: int, name: str) -> None:
+    if rows % world:
+        fitting = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+        raise UserError(
+            f"{name}: a batch of {rows} rows of {length} tokens cannot be divided among {world} processes that train "
+            f"together (launch.nodes times launch.gpus or ntasks_per_node); use one of {', '.join(fitting[-8:])}, or "
+            "another batch_tokens."
+        )
 
 
 def group_of(parameters: Mapping[str, Any]) -> str:

@@ -35,7 +35,10 @@ class Standings:
         """A run's state and detail with what the queue says of the first thing that is not done."""
         if state not in OPEN or self.problem is not None:
             return state, detail
-        for item in _items(run):
+        items = [item for item in _items(run) if not _is_done(self.folder, item)]
+        if any(item in self.cancelled for item in items):
+            return "cancelled", "`ablate retry` lets it go on"
+        for item in items:
             said = self._item(item)
             if said is not None:
                 return said
@@ -46,10 +49,6 @@ class Standings:
             submission, index = self.under_way[item]
             return _in_queue(submission, index)
         state = self.folder.state(item.partition(":")[2])
-        if _is_done(self.folder, item):
-            return None
-        if item in self.cancelled:
-            return "cancelled", "`ablate retry` lets it go on"
         if item not in self.tries:
             return None
         verdict = judge(self.tries[item], states.newest_checkpoint(state))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 class Task:
     """job: id of the array, or of the job alone, as sbatch gave it. own: id of this very job. index: in the array.
 
-    restart: how often Slurm has put it back into its queue. rank, world: of this process among the job's.
+    restart: how often Slurm has put it back into its queue. rank, world: of this process among the job's;
+    local_rank: among those of its node.
     """
 
     job: str
@@ -21,6 +22,7 @@ class Task:
     node: str
     rank: int = 0
     world: int = 1
+    local_rank: int = 0
 
 
 def task_of(environ: Mapping[str, str]) -> Task:
@@ -34,4 +36,5 @@ def task_of(environ: Mapping[str, str]) -> Task:
         node=environ.get("SLURMD_NODENAME", socket.gethostname()),
         rank=int(environ.get("SLURM_PROCID", 0)),
         world=int(environ.get("SLURM_NTASKS", environ.get("SLURM_NPROCS", 1))),
+        local_rank=int(environ.get("SLURM_LOCALID", 0)),
     )

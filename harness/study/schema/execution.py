@@ -19,8 +19,8 @@ class LaunchSpec(Block):
     )
     micro_batch: Size | None = Field(None, description="tokens per forward pass, such as 2^14")
     checkpoint_every: ExactTokens | None = Field(None, description="tokens between checkpoints, or null")
-    nodes: Count = Field(1, description="a positive whole number of machines per run; `ablate run` trains on one")
-    gpus: Count = Field(1, description="a positive whole number of GPUs per machine; `ablate run` trains on one")
+    nodes: Count = Field(1, description="a positive whole number of machines per run; more than one needs a cluster")
+    gpus: Count = Field(1, description="a positive whole number of GPUs per machine; more than one needs a cluster")
     time: Duration | None = Field(
         None, description="a run's time on a cluster, such as 12h, 1h30m or 2d; runs on this machine have no limit"
     )

@@ -70,7 +70,7 @@ def _options(value: Any) -> dict[str, Any]:
         if name not in VALID:
             raise said(f"`{key}` is no option of sbatch; {nearest(name, VALID)}. Valid: {', '.join(VALID)}")
         if name in found:
-            raise said(f"`{key}` is given twice")
+            raise said(f"`{key}` is given twice, expected once")
         found[name] = _value(name, given)
     return found
 
@@ -78,14 +78,14 @@ def _options(value: Any) -> dict[str, Any]:
 def _value(name: str, given: Any) -> Any:
     if name in _LISTS:
         if not isinstance(given, list) or not all(isinstance(line, str) for line in given):
-            raise said(f"`{name}` takes a list of texts")
+            raise said(f"`{name}`: expected a list of texts")
         return list(given)
     if isinstance(given, bool) or not isinstance(given, (str, int, float)):
         if given is True:
             return True
-        raise said(f"`{name}` takes a text or a number, or `true` for an option without a value")
+        raise said(f"`{name}`: expected a text or a number, or `true` for an option without a value")
     if isinstance(given, str) and any(character in given for character in "\n\r\0"):
-        raise said(f"`{name}` takes one line")
+        raise said(f"`{name}`: expected one line")
     return given
 
 
