@@ -23,7 +23,7 @@ from harness.launch.slurm.resources import Resources
 from harness.launch.slurm.seen import Seen, Submission
 from harness.launch.slurm.submit import Refused, Submitter
 from harness.launch.slurm.throttle import Share, shares
-from harness.store import states, submissions
+from harness.store import processes, states, submissions
 
 if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
@@ -289,9 +289,13 @@ class Tick:
         return parallel, [str(one.job) for one in work]
 
     def _close(self) -> None:
-        """See to it that the last job of all runs the tick again and writes the report."""
+        """See to it that the last job of all runs the tick again and writes the report.
+
+        One that runs already waits for the lock that this tick holds, and has nothing to do once there is another.
+        """
+        own = processes.identity().get("slurm", {}).get("job")
         live = [one for one in self.seen.live if one.intent.kind == "work"] + self.ticked.submitted
-        waiting = [one for one in self.seen.live if one.intent.kind == "close" and one.live[0].state != "RUNNING"]
+        waiting = [one for one in self.seen.live if one.intent.kind == "close" and one.job != own]
         if not live or (waiting and not self.ticked.submitted):
             return
         # Not for jobs that are held: their canary may die without a word, and then nobody would ever let them go.
