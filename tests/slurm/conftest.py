@@ -39,12 +39,13 @@ def cluster(_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clus
 
 
 def use(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a cluster the one that the clients talk to, and the stub trainer one that its jobs can import."""
+    """Make a cluster the one that the clients talk to, and the tests' trainers ones that its jobs can import."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    stub = REPOSITORY / "tests" / "launch"
-    monkeypatch.syspath_prepend(str(stub))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(stub), str(REPOSITORY)]))
+    stubs = [str(REPOSITORY / "tests" / name) for name in ("launch", "slurm")]
+    for stub in stubs:
+        monkeypatch.syspath_prepend(stub)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*stubs, str(REPOSITORY)]))
     for node in NODES:
         if not cluster.node_runs(node):
             cluster.start_node(node)
