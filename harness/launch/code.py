@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,19 @@ SUFFIXES = (".py", ".yaml", ".j2", ".css", ".js")
 
 @lru_cache(maxsize=1)
 def tree_hash() -> str:
-    """SHA-256 over the sorted (path, SHA-256 of the content) of every source file of both packages."""
+    """`hash_of` the packages that this process runs."""
+    return hash_of([Path(str(package.__file__)).parent for package in (analysis, harness)])
+
+
+def hash_of(packages: Sequence[Path]) -> str:
+    """SHA-256 over the sorted (path, SHA-256 of the content) of every source file of both packages, given by their
+    folders."""
     hasher = hashlib.sha256()
-    for package in (analysis, harness):
-        root = Path(str(package.__file__)).parent
+    for root in packages:
         for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).as_posix()):
             if path.suffix in SUFFIXES and path.is_file():
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
-                hasher.update(f"{package.__name__}/{path.relative_to(root).as_posix()}\0{content}\n".encode())
+                hasher.update(f"{root.name}/{path.relative_to(root).as_posix()}\0{content}\n".encode())
     return hasher.hexdigest()
 
 

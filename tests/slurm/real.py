@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -67,7 +68,7 @@ def lost_tokens(state: StateFolder) -> list[int]:
     """Path tokens that each attempt but the last had trained beyond where the one after it took up."""
     begins = attempts_of(state)
     lost = []
-    for before, after in zip(begins, begins[1:], strict=False):
+    for before, after in itertools.pairwise(begins):
         path = state.attempt(before["attempt"]) / "metrics.jsonl"
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         rows = [row for row in rows if row["time"] <= after["time"]]

@@ -79,11 +79,14 @@ def ends(report: Report) -> dict[str, str]:
     return {run.run: run.end for run in report.ended.runs}
 
 
-def ablate(*arguments: str | Path, code: int | None = 0, env: Mapping[str, str] | None = None) -> str:
+def ablate(
+    *arguments: str | Path, code: int | None = 0, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
     """The command in a process of its own; its whole output."""
     done = subprocess.run(
         [sys.executable, "-m", "harness.cli", *map(str, arguments)],
         env={**os.environ, **(env or {})},
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -106,7 +106,7 @@ def test_an_orphan_of_a_dead_node_is_fenced_by_the_attempt_that_follows(
     cluster: Cluster, planned: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     folder = started(cluster, planned[0], tmp_path)
-    pace(folder, 0.6)
+    pace(folder, 2.5)  # slurmctld takes half a minute to miss a node
     env = attempts.living_attempt(trunk(folder))
     assert env is not None
     node = env["slurm"]["node"]

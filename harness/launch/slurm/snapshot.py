@@ -15,13 +15,17 @@ import harness
 from harness.launch import code
 from harness.store.atomic import fsync_tree, publish, staging_folder, write_bytes, write_json, writing
 from harness.store.layout import Folder
+from harness.study.errors import UserError
 
 COMPLETE = code.SNAPSHOT
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyo")
 
 
 def take(folder: Folder) -> Path:
-    """The snapshot of the code of this process, made unless it is there. Raises WriteFailed."""
+    """The snapshot of the code of this process, made unless it is there.
+
+    Raises WriteFailed, and UserError when the sources change meanwhile.
+    """
     final = folder.snapshots / code.tree_hash()
     if (final / COMPLETE).exists():
         return final
@@ -32,6 +36,8 @@ def take(folder: Folder) -> Path:
             for package in (analysis, harness):
                 source = Path(str(package.__file__)).parent
                 shutil.copytree(source, staged / package.__name__, ignore=_LEFT_OUT)
+            if code.hash_of([staged / package.__name__ for package in (analysis, harness)]) != final.name:
+                raise UserError("the harness's own sources were edited while they were copied; run this again.")
             difference = uncommitted()
             if difference:
                 write_bytes(staged / "dirty.diff", difference)
