@@ -8,12 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.launch.slurm import client
 from harness.store import attempts, states
 from harness.store.atomic import read_json
 from harness.store.layout import Folder, StateFolder
 from tests.launch.conftest import TINY
-from tests.slurm.cluster import Cluster
 
 SLOW = "slow_work:perform"
 EVERY = 2560  # tokens between checkpoints: ten updates
@@ -74,7 +72,3 @@ def lost_tokens(state: StateFolder) -> list[int]:
         rows = [row for row in rows if row["time"] <= after["time"]]
         lost.append(max([row["tokens"] for row in rows], default=0) - after["tokens"])
     return lost
-
-
-def quiet(cluster: Cluster, seconds: float = 150) -> None:
-    cluster.wait_for(lambda: not any(row.active for row in client.look().tasks.values()), "an empty queue", seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -11,14 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.launch import run
 from harness.launch.progress import Silent
 from harness.launch.run import Options, Report
 from harness.launch.slurm import client
+from harness.launch.status import status
 from harness.store import states
 from harness.store.atomic import read_json, read_json_lines, write_json
 from harness.store.layout import Folder
 from tests.launch.conftest import TINY
+from tests.slurm.cluster import Cluster
 
 STUB = "stub_work:perform"
 CPU = "launch: {device: cpu}\n"
@@ -96,3 +101,21 @@ def ablate(
     assert code is None or done.returncode == code, done.stdout
     assert "Traceback" not in done.stdout, done.stdout
     return done.stdout
+
+
+def finished(cluster: Cluster, seconds: float = 90) -> None:
+    cluster.wait_for(lambda: in_queue() == 0, "an empty queue", seconds)
+
+
+def words(folder: Folder) -> dict[str, str]:
+    """What `ablate status` says of each run."""
+    return {run.name: run.state for run in status(folder)}
+
+
+def shim(patch: pytest.MonkeyPatch, folder: Path, name: str, script: str) -> None:
+    """Put a script of sh in front of a program of Slurm; `$REAL` is the program."""
+    real = shutil.which(name)
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
+    (folder / name).chmod(0o755)
+    patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")

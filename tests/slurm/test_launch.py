@@ -8,20 +8,23 @@ from pathlib import Path
 import pytest
 
 from harness.launch.slurm import people
-from harness.launch.status import status
 from harness.store import submissions
 from harness.store.layout import Folder
 from harness.study.errors import UserError
 from tests.slurm.cluster import Cluster
-from tests.slurm.studies import ablate, behave, ends, in_queue, is_done, last_state, starts, submit, write
-
-
-def finished(cluster: Cluster, seconds: float = 90) -> None:
-    cluster.wait_for(lambda: in_queue() == 0, "an empty queue", seconds)
-
-
-def words(folder: Folder) -> dict[str, str]:
-    return {run.name: run.state for run in status(folder)}
+from tests.slurm.studies import (
+    ablate,
+    behave,
+    ends,
+    finished,
+    in_queue,
+    is_done,
+    last_state,
+    starts,
+    submit,
+    words,
+    write,
+)
 
 
 def test_submits_the_whole_tree_and_returns_and_the_last_job_writes_the_report(

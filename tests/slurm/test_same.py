@@ -20,8 +20,8 @@ from harness.study.errors import UserError
 from tests.launch.conftest import SCORED
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import REPOSITORY
-from tests.slurm.real import LAUNCH, quiet, trunk, weights, write_real
-from tests.slurm.studies import ablate, submit
+from tests.slurm.real import LAUNCH, trunk, weights, write_real
+from tests.slurm.studies import ablate, finished, submit
 
 EVAL, COMPARE = SCORED.splitlines()[:2]
 
@@ -36,7 +36,7 @@ def test_weights_scores_and_tables_are_those_of_the_local_executor(cluster: Clus
     study = write_real(tmp_path, LAUNCH, "[1, 2]", "[0, 0.3]", more=EVAL + "\n")
     study.write_text(study.read_text().replace("compare: {control: more=0}", COMPARE))
     report, _ = submit(study, perform=PERFORM)
-    quiet(cluster)
+    finished(cluster, 150)
     here, there = local(study, tmp_path / "local"), report.folder
     assert weights(here) == weights(there)
     for name in ("table.csv", "claims.json"):
@@ -54,7 +54,7 @@ def test_two_nodes_of_two_processes_have_the_losses_of_one_process(cluster: Clus
         tmp_path / "together", f"{{nodes: 2, slurm: {{ntasks_per_node: 2}}, {LAUNCH[1:]}", more=EVAL + "\n"
     )
     report, _ = submit(together, perform=PERFORM)
-    quiet(cluster)
+    finished(cluster, 150)
     alone = local(write_real(tmp_path / "alone", more=EVAL + "\n"), tmp_path / "alone" / "results")
     env = attempts.read_env(trunk(report.folder), 0)
     assert env is not None and env["numerics"]["world"] == 4
@@ -101,7 +101,7 @@ def test_jobs_run_the_code_that_was_there_at_submission_and_no_secret_is_written
     for path in (loop, code / "harness" / "launch" / "slurm" / "job.py", code / "analysis" / "report.py"):
         path.write_text("raise SystemExit('edited after submission')\n")
     cluster.command("scontrol", "update", "partitionname=low", "state=up")
-    quiet(cluster)
+    finished(cluster, 150)
 
     folder = Folder(root)
     assert weights(folder) == weights(local(study, tmp_path / "local"))

@@ -25,12 +25,11 @@ from tests.slurm.real import (
     lost_tokens,
     newest,
     pace,
-    quiet,
     trunk,
     weights,
     write_real,
 )
-from tests.slurm.studies import submit
+from tests.slurm.studies import finished, submit
 
 PACE = 0.1
 
@@ -94,7 +93,7 @@ def test_a_disturbed_run_ends_at_the_weights_of_one_that_was_left_alone(
 ) -> None:
     folder = started(cluster, planned[0], tmp_path)
     fault(cluster, folder)
-    quiet(cluster)
+    finished(cluster, 150)
     assert weights(folder) == planned[1]
     begins = attempts_of(trunk(folder))
     assert len(begins) == 2 and begins[1]["tokens"] >= EVERY
@@ -116,7 +115,7 @@ def test_an_orphan_of_a_dead_node_is_fenced_by_the_attempt_that_follows(
     os.kill(int(env["pid"]), 0)  # the orphan is alive, and trains
     assert attempts.read_exit(trunk(folder), 0) is None
     pace(folder, 0.15)
-    quiet(cluster)
+    finished(cluster, 150)
     assert weights(folder) == planned[1]
     left = attempts.read_exit(trunk(folder), 0)
     assert left is not None and left["outcome"] == "fenced"
@@ -133,7 +132,7 @@ def test_time_limits_shorter_than_a_run_make_a_chain_of_jobs_that_finishes_it(
     submit(write_real(tmp_path, limits), perform=SLOW)
     cluster.wait_for(lambda: len(attempts_of(trunk(folder))) == 2, "a second job", 120)
     pace(folder, 0)
-    quiet(cluster)
+    finished(cluster, 150)
     assert weights(folder) == planned[1]
     stopped = [event for event in attempts.read_events(trunk(folder)) if event["kind"] == "stopped"]
     assert [event["signal"] for event in stopped] == ["SIGUSR2"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +97,7 @@ class Submitter:
 
     def _submit(self, intent: Intent, elements: list[Element], array: str | None) -> Submission:
         there = self.folder.all_submissions()
-        intent = _named(intent, job_name(self.study, self.folder, there[-1].number + 1 if there else 0))
+        intent = _named(intent, job_name(self.study, there[-1].number + 1 if there else 0))
         place = submissions.write_intent(self.folder, intent, elements)
         try:
             job = self._sbatch(place.root.resolve(), intent, array)
@@ -129,15 +129,15 @@ class Submitter:
 
     def text(self, number: int, intent: Intent, array: str | None) -> str:
         """The sbatch file that would be submitted under `number`."""
-        intent = _named(intent, job_name(self.study, self.folder, number))
+        intent = _named(intent, job_name(self.study, number, "xxxxxx"))
         executor, module, arguments = self._executor(self.folder.submission(number).root.absolute(), intent, array)
         return str(executor.text(module, arguments))
 
 
-def job_name(study: str, folder: Folder, number: int) -> str:
-    """Unique to a submission of a folder: `<study>-<folder>-<number>`."""
-    place = hashlib.sha256(str(folder.root.resolve()).encode()).hexdigest()[:6]
-    return f"{study}-{place}-{number}"
+def job_name(study: str, number: int, token: str | None = None) -> str:
+    """`<study>-<token>-<number>`; the token is random, so that no other job, of an earlier folder in the same place
+    either, is ever taken for this one."""
+    return f"{study}-{token or secrets.token_hex(3)}-{number}"
 
 
 def array_words(indices: list[int], cap: int | None) -> str:
