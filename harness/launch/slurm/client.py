@@ -122,13 +122,25 @@ def accounted(jobs: Sequence[str], since: float) -> dict[tuple[str, int], str]:
 
 
 def parse_accounted(text: str) -> dict[tuple[str, int], str]:
-    """`12_3|CANCELLED by 1000` as {("12", 3): "CANCELLED"}; ranges of tasks that never started are left out."""
+    """`12_3|CANCELLED by 1000` as {("12", 3): "CANCELLED"}; `12_[4-5,7%1]` stands for tasks that never started."""
     found = {}
     for line in text.splitlines():
         name, _, state = line.partition("|")
         job, _, index = name.partition("_")
-        if job.isdigit() and (index == "" or index.isdigit()) and state:
-            found[(job, int(index or 0))] = state.split()[0]
+        if job.isdigit() and state:
+            found.update({(job, at): state.split()[0] for at in _indices(index)})
+    return found
+
+
+def _indices(words: str) -> list[int]:
+    """The indices that `3`, `[4-5,7%1]` or, of a job alone, nothing stands for."""
+    if words == "":
+        return [0]
+    found = []
+    for part in words.strip("[]").partition("%")[0].split(","):
+        first, _, last = part.partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            found += range(int(first), int(last or first) + 1)
     return found
 
 
