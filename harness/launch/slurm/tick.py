@@ -88,6 +88,7 @@ class Tick:
         )
         self.given: dict[str, Remedied] = {}
         self.ticked = Ticked()
+        self._how: list[tuple[Batch, Share, Mapping[Batch, Submission], list[str]]] = []  # of what was submitted
 
     def run(self) -> Ticked:
         """Observe, cancel what can never start, let go what may, submit what is ready. Raises Refused, Unreachable."""
@@ -274,6 +275,7 @@ class Tick:
             [*behind, *also],
         )
         self.ticked.submitted.append(made)
+        self._how.append((batch, share, placed, also))
         self.ticked.items += sum(len(chain.items) for chain in batch.tasks.values())
         return made
 
@@ -306,19 +308,20 @@ class Tick:
         except Refused as error:
             if not error.limit or not self._make_room():
                 raise
-            self.submitter.close(self.resources.close(), words)
+            self._close()
+            return
         client.cancel([str(one.job) for one in waiting])
 
     def _make_room(self) -> bool:
-        """Take back the newest submission, so that the job that goes on has a place in the queue."""
-        if len(self.ticked.submitted) < 2 and not self.seen.live:
-            return False
+        """Take back half of the newest submission, so that the job that goes on has a place in the queue."""
         if not self.ticked.submitted:
             return False
-        last = self.ticked.submitted.pop()
+        last, (batch, share, placed, also) = self.ticked.submitted.pop(), self._how.pop()
         submissions.write_void(last.folder, "taken back: the queue was full")
         client.cancel([str(last.job)])
-        return True
+        self.ticked.items -= sum(len(chain.items) for chain in batch.tasks.values())
+        self._part(batch, share, placed, also)
+        return bool(self.ticked.submitted or self.seen.live)
 
 
 def _key(given: Remedied) -> str:
