@@ -100,6 +100,7 @@ def parser() -> Parser:
         _logs,
         _cancel,
         _retry,
+        _gc,
         _verify,
         _eval,
         _export,
@@ -196,6 +197,12 @@ def _retry(verbs: Any) -> None:
     _folder_argument(made)
     made.add_argument("runs", nargs="*", metavar="RUN", help="arms, or arms with seeds, such as default/d1 (all)")
     made.add_argument("--class", dest="kind", metavar="C", help="only what failed in this way, such as oom_gpu")
+
+
+def _gc(verbs: Any) -> None:
+    made = _verb(verbs, "gc", "show what nothing needs any more, with its bytes, and remove it with --yes", do.gc)
+    _folder_argument(made)
+    made.add_argument("--yes", action="store_true", help="remove it")
 
 
 def _verify(verbs: Any) -> None:

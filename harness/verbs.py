@@ -145,6 +145,23 @@ def retry(options: argparse.Namespace) -> int:
     return reconcile(replace(recorded_options(options.folder), executor="slurm"), options.json)
 
 
+def gc(options: argparse.Namespace) -> int:
+    from harness.launch.gc import collect, garbage
+    from harness.launch.lock import locked
+    from harness.store.layout import Folder
+
+    folder = Folder(options.folder)
+    if not options.yes:
+        found = garbage(folder)
+        return _json(found.to_json()) if options.json else _say(found.text())
+    with locked(folder):
+        found = garbage(folder)
+        if not options.json:
+            print(found.text(remove=True), flush=True)
+        collect(found)
+    return _json(found.to_json(removed=True)) if options.json else DONE
+
+
 def status(options: argparse.Namespace) -> int:
     from harness.launch import status as look
     from harness.launch.slurm.watch import LOOK_SECONDS, Ticker

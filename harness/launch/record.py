@@ -54,7 +54,8 @@ def write_plan(prepared: Prepared, options: Options) -> None:
         "yes": options.yes,
     }
     track = declared(prepared.study.spec.track)
-    plans.write_plan(folder, {**prepared.plan.record(), "share": options.share, "asked": asked, "track": track})
+    added = {"share": options.share, "asked": asked, "track": track, "keep": prepared.study.spec.keep.checkpoints}
+    plans.write_plan(folder, {**prepared.plan.record(), **added})
 
 
 def settings(prepared: Prepared) -> dict[str, Any]:

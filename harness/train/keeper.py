@@ -13,9 +13,10 @@ from harness.plan.cost import ModelShape, shape_of
 from harness.store import manifests, metrics, states
 from harness.store.attempts import Attempt
 from harness.store.checkpoints import CheckpointMarker, weights_hash
+from harness.store.kept import before, multiples
 from harness.store.layout import Folder
 from harness.train.checkpoint import remove_checkpoints, write_checkpoint
-from harness.train.loop import Loop, Update, piece_at, steps_before
+from harness.train.loop import Loop, Update, steps_before
 from harness.train.record import Progress, Recorder
 from harness.train.start import Start, fingerprint_at
 
@@ -111,16 +112,6 @@ class Keeper(Onlooker):
         states.write_done(attempt.state, "diverged", tokens, step, None, None, {"what": what, "lr": broken.lr})
 
 
-def before(pieces: Any, tokens: int) -> int:
-    """Where the update began that ended at `tokens` of the path."""
-    return tokens - int(piece_at(pieces, tokens - 1)["science"]["batch_tokens"])
-
-
-def reaches_multiple(start: int, tokens: int, keep: int | str) -> bool:
-    """Whether an update from `start` to `tokens` is the first at or past a multiple of `keep`; never for a word."""
-    return isinstance(keep, int) and tokens // keep > start // keep
-
-
 def _save(
     attempt: Attempt, segment: Mapping[str, Any], loop: Loop, tokenizer: Path, keep: int | str
 ) -> CheckpointMarker:
@@ -144,9 +135,7 @@ def _save(
 
 
 def _multiples(attempt: Attempt, segment: Mapping[str, Any], keep: int | str) -> set[int]:
-    """The checkpoints that `keep: every N` holds on to, by the path tokens they were written at."""
-    there = [at for at in attempt.state.checkpoint_tokens() if at]
-    return {at for at in there if reaches_multiple(before(segment["pieces"], at), at, keep)}
+    return multiples(segment["pieces"], attempt.state.checkpoint_tokens(), keep)
 
 
 def _served(loop: Loop) -> dict[str, Any]:

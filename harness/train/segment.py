@@ -16,12 +16,13 @@ from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
 from harness.store import manifests, states
 from harness.store.attempts import Attempt, Fenced, begin
+from harness.store.kept import before, reaches_multiple
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
 from harness.train.average import WeightAverage, decay_at
 from harness.train.checkpoint import load_average, load_cursor, load_optimizer, remove_leftovers
-from harness.train.keeper import Keeper, Onlooker, before, reaches_multiple
+from harness.train.keeper import Keeper, Onlooker
 from harness.train.loop import Loop, piece_at
 from harness.train.model import load_config, load_model
 from harness.train.numerics import Numerics
