@@ -388,12 +388,10 @@ def _points(layout: Sequence[tuple[str, int]], run: PlanRun, segments: Mapping[s
 
 
 def _evals(study: Study, plan: Plan, observed: Observed) -> list[PlanEval]:
-    wanted = set(study.spec.eval.labels)
-    every = study.spec.eval.every
     evals: list[PlanEval] = []
     for run in plan.runs:
         for point in run.points:
-            if point.label not in wanted and not (every and point.label.isdigit()):
+            if not is_evaluated(study, point):
                 continue
             seen = observed.states.get(point.state)
             weights = seen.weights if seen is not None and seen.outcome == "trained" else None
@@ -403,6 +401,11 @@ def _evals(study: Study, plan: Plan, observed: Observed) -> list[PlanEval]:
                 done = weights is not None and (weights, task.key) in observed.evaluations
                 evals.append(PlanEval(run.name, point.label, point.state, task, done))
     return evals
+
+
+def is_evaluated(study: Study, point: Point) -> bool:
+    """Whether the study evaluates what is at a point, should it have anything to evaluate with."""
+    return point.label in study.spec.eval.labels or bool(study.spec.eval.every and point.label.isdigit())
 
 
 def _is_read(study: Study, run: PlanRun) -> bool:

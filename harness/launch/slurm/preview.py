@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from harness.launch.items import items_of
 from harness.launch.slurm.batches import Batch, batches
 from harness.launch.slurm.chains import chains
 from harness.launch.slurm.resources import Resources, group_of
+from harness.launch.work import Work
+from harness.plan.plan import is_evaluated
 
 if TYPE_CHECKING:
     from harness.evals.settings import EvalTask
     from harness.launch.prepare import Prepared
-    from harness.launch.work import Work
     from harness.plan.plan import Plan
 
 
 def sbatch_calls(plan: Plan, tasks: Sequence[EvalTask]) -> int:
     """How often sbatch would be called for what is to be done, the last job included; 0 where nothing is."""
-    found = _batches(plan, _items(plan, tasks))
+    found = _batches(plan, items(plan, tasks))
     return len(found) + 1 if found else 0
 
 
@@ -38,9 +39,9 @@ def texts(prepared: Prepared) -> list[str]:
     submitter = Submitter(prepared.folder, spec.study, snapshot, spec.launch.threads, settings(prepared))
     numbers = [place.number for place in prepared.folder.all_submissions()]
     first = max(numbers, default=-1) + 1
-    items = _items(plan, prepared.tasks)
-    asks.check(items, plan)
-    found = _batches(plan, items)
+    wanted = items(plan, prepared.tasks)
+    asks.check(wanted, plan)
+    found = _batches(plan, wanted)
     placed: dict[Batch, Submission] = {}
     said = []
     for at, (batch, share) in enumerate(shares(found, spec.launch.parallel).items()):
@@ -58,11 +59,23 @@ def texts(prepared: Prepared) -> list[str]:
     return said or ["nothing is left to submit"]
 
 
-def _items(plan: Plan, tasks: Sequence[EvalTask]) -> list[Work]:
+def items(plan: Plan, tasks: Sequence[EvalTask]) -> list[Work]:
+    """What would be submitted, parents first."""
     diverged = {name for name, seen in plan.observed.states.items() if seen.outcome == "diverged"}
-    return items_of(plan, tasks, diverged)
+    found = items_of(plan, tasks, diverged)
+    spec = plan.study.spec.eval
+    if plan.unresolved and not isinstance(spec.held_out, str):
+        found += _unknown_yet(plan, {item.state for item in found if item.kind == "evaluate"})
+    return found
 
 
-def _batches(plan: Plan, items: Sequence[Work]) -> list[Batch]:
+def _unknown_yet(plan: Plan, known: Collection[str]) -> list[Work]:
+    """Evaluations on held-out text whose tasks have no name before the sources are read."""
+    points = [(run.name, point) for run in plan.runs if run.arm not in plan.held for point in run.points]
+    states = {point.state: f"{name}@{point.label}" for name, point in points if is_evaluated(plan.study, point)}
+    return [Work("evaluate", state, state, 0, name) for state, name in states.items() if state not in known]
+
+
+def _batches(plan: Plan, wanted: Sequence[Work]) -> list[Batch]:
     asks = Resources(plan.study.spec.launch, plan)
-    return batches(chains(items, lambda item: asks.group(item)))
+    return batches(chains(wanted, lambda item: asks.group(item)))

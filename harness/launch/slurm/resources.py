@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.study.errors import UserError
-from harness.study.schema.slurm import OF_SUBMITIT
+from harness.study.schema.slurm import OF_SUBMITIT, words
 
 if TYPE_CHECKING:
     from harness.launch.work import Work
@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 CLOSE = "close"
 SIGNAL_SECONDS = 90  # before the time limit, a job is told to checkpoint
+
+# Options that describe what training needs; the last job needs a processor.
+_OF_TRAINING = words(
+    """
+    gpus gpus_per_node gpus_per_socket gpus_per_task gres gres_flags gpu_bind gpu_freq cpus_per_gpu mem_per_gpu
+    ntasks_per_gpu tres_per_job tres_per_node tres_per_socket tres_per_task constraint exclusive mem ntasks_per_node
+    """
+)
 
 
 class Resources:
@@ -85,8 +93,7 @@ class Resources:
         slurm = dict(launch.slurm)
         if work == CLOSE:
             asked |= {"gpus": 0, "time": None}
-            for name in ("gpus_per_node", "gpus_per_task", "gres", "exclusive", "mem", "ntasks_per_node"):
-                slurm.pop(name, None)
+            slurm = {name: value for name, value in slurm.items() if name not in _OF_TRAINING}
         for rule in launch.resources:
             if self._meant(rule, work, arms, stage):
                 asked |= {name: getattr(rule, name) for name in asked if getattr(rule, name) is not None}
@@ -117,6 +124,7 @@ def _submitit(launch: LaunchSpec, asked: Mapping[str, Any], slurm: Mapping[str, 
         "cpus_per_task": launch.threads,
         "time": None if asked["time"] is None else -(-int(asked["time"]) // 60),  # minutes
         "signal_delay_s": SIGNAL_SECONDS,
+        "wckey": None,  # Submitit's own would be refused where wckeys are checked
     }
     if launch.device != "cpu" and asked["gpus"]:
         parameters |= {"gpus_per_node": asked["gpus"], "ntasks_per_node": asked["gpus"]}

@@ -116,7 +116,7 @@ class Submitter:
         except REFUSED as error:
             said = " ".join(str(error).split())
             write_bytes(place / "sbatch.out", (str(error) + "\n").encode())
-            raise Refused(_refusal(said), _is_limit(said)) from None
+            raise Refused(_refusal(said), is_limit(said)) from None
 
     def _executor(self, place: Path, intent: Intent, array: str | None) -> tuple[Any, str, list[str]]:
         from harness.launch.slurm.submitit_executor import Submitter as Executor
@@ -175,7 +175,8 @@ def _dependency(batch: Batch, placed: Mapping[Batch, Submission], also: Sequence
             before, index = after
             words.append(str(placed[before].job) if index is None else placed[before].word(index))
     parts = [f"{batch.how}:{':'.join(words)}"] if words else []
-    return ",".join([*parts, *([f"afterany:{':'.join(also)}"] if also else [])])
+    more = [word for word in dict.fromkeys(also) if word not in words]
+    return ",".join([*parts, *([f"afterany:{':'.join(more)}"] if more else [])])
 
 
 def _named(intent: Intent, name: str) -> Intent:
@@ -195,7 +196,7 @@ _LIMITS = (
 )
 
 
-def _is_limit(said: str) -> bool:
+def is_limit(said: str) -> bool:
     return any(words.lower() in said.lower() for words in _LIMITS)
 
 

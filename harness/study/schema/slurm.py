@@ -15,12 +15,13 @@ from harness.study.errors import nearest
 from harness.study.schema.scalars import Count, Text
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The names in a text."""
     return frozenset(text.split())
 
 
 # Options that Submitit's executor takes by name (1.5); the others go through its additional_parameters.
-OF_SUBMITIT = _words(
+OF_SUBMITIT = words(
     """
     account comment constraint cpus_per_gpu cpus_per_task exclude exclusive gpus_per_node gpus_per_task gres
     mail_type mail_user mem mem_per_cpu mem_per_gpu nodelist nodes ntasks_per_node partition qos setup
@@ -28,7 +29,7 @@ OF_SUBMITIT = _words(
     """
 )
 # sbatch(1) of Slurm 22.05 and later; those that make no sense for a batch of somebody else's are left out.
-OF_SBATCH = _words(
+OF_SBATCH = words(
     """
     account acctg_freq batch bb bbf begin burst_buffer chdir cluster_constraint clusters comment constraint
     container context contiguous core_spec cores_per_socket cpu_freq cpus_per_gpu cpus_per_task deadline
