@@ -19,7 +19,8 @@ test: $(STAMP) lint
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu and not slurm"
 
 test-full: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu and not slurm"
+	$(BIN)/python -m pytest -m "slurm and not gpu" # one cluster, which a test may disturb
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -54,7 +54,9 @@ def write_plan(prepared: Prepared, options: Options) -> None:
         "yes": options.yes,
     }
     track = declared(prepared.study.spec.track)
-    added = {"share": options.share, "asked": asked, "track": track, "keep": prepared.study.spec.keep.checkpoints}
+    spec = prepared.study.spec
+    added = {"keep": spec.keep.checkpoints, "silent_after": spec.launch.silent_after}
+    added |= {"share": options.share, "asked": asked, "track": track}
     plans.write_plan(folder, {**prepared.plan.record(), **added})
 
 

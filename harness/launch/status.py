@@ -20,7 +20,7 @@ from harness.study.errors import UserError, nearest
 if TYPE_CHECKING:
     from harness.launch.slurm.standing import Standings
 
-SILENT_SECONDS = 60.0  # without a new line of metrics, training is called silent
+SILENT_SECONDS = 60.0  # where a plan says nothing of `launch.silent_after`
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _run(
     path = run["path"]
     for name in path:
         if name not in seen:
-            seen[name] = _segment(folder.state(name), bounds[name])
+            seen[name] = _segment(folder.state(name), bounds[name], float(plan.get("silent_after", SILENT_SECONDS)))
     segments = [seen[name] for name in path]
     last = _telling(segments)
     of = int(bounds[path[-1]]["tokens_to"])
@@ -171,7 +171,7 @@ def _telling(segments: list[_Segment]) -> _Segment:
     return _Segment("waiting", "", reached.tokens if done else 0, reached.row, 0, reached.checkpoint)
 
 
-def _segment(state: StateFolder, bounds: Mapping[str, Any]) -> _Segment:
+def _segment(state: StateFolder, bounds: Mapping[str, Any], patience: float) -> _Segment:
     numbers = state.attempt_numbers()
     row = metrics.last_row(state)
     checkpoint = max(state.checkpoint_tokens(), default=None)
@@ -184,7 +184,7 @@ def _segment(state: StateFolder, bounds: Mapping[str, Any]) -> _Segment:
         outcome = "diverged" if done.outcome == "diverged" else "done"
         detail = f"at step {done.step}" if done.outcome == "diverged" else ""
         return _Segment(outcome, detail, done.tokens, row, len(numbers), checkpoint)
-    word, detail = _at_work(state, numbers, row, bounds)
+    word, detail = _at_work(state, numbers, row, bounds, patience)
     return _Segment(word, detail, tokens_now, row, len(numbers), checkpoint)
 
 
@@ -197,9 +197,9 @@ def _read_done(state: StateFolder) -> Done | None:
 
 
 def _at_work(
-    state: StateFolder, numbers: list[int], row: Mapping[str, Any] | None, bounds: Mapping[str, Any]
+    state: StateFolder, numbers: list[int], row: Mapping[str, Any] | None, bounds: Mapping[str, Any], patience: float
 ) -> tuple[str, str]:
-    """How a segment without a marker stands, and its detail."""
+    """How a segment without a marker stands, and its detail. patience: seconds without a step that are not silence."""
     if not numbers:
         return "waiting", ""
     ended = attempts.read_exit(state, numbers[-1])
@@ -215,7 +215,7 @@ def _at_work(
         return "silent", f"its process {env['pid']} is suspended"
     # By the clock of the process itself: those of two machines, and one that is set, cannot be compared.
     quiet = processes.quiet_seconds(attempts.read_pulse(state, numbers[-1])) or 0.0
-    if quiet > SILENT_SECONDS:
+    if quiet > patience:
         return "silent", f"nothing for {duration(quiet)}"
     return "training", _progress(row, bounds)
 

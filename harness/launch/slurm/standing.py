@@ -9,7 +9,7 @@ from typing import Any
 from harness.launch.slurm import asked, breaker, client, seen
 from harness.launch.slurm.classes import End, judge
 from harness.launch.slurm.seen import Submission
-from harness.store import states
+from harness.store import attempts, states
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
@@ -18,6 +18,8 @@ from harness.study.errors import UserError
 _WAITS = {"Dependency": "for what it starts from", "Priority": "", "Resources": "", "None": ""}
 # States of a run of which the queue knows more.
 OPEN = frozenset({"waiting", "stopped", "failed", "unevaluated"})
+AT_WORK = frozenset({"training", "silent"})
+RUNNING = frozenset({"RUNNING", "COMPLETING", "CONFIGURING"})
 
 
 @dataclass
@@ -33,9 +35,11 @@ class Standings:
 
     def of_run(self, run: Mapping[str, Any], state: str, detail: str) -> tuple[str, str]:
         """A run's state and detail with what the queue says of the first thing that is not done."""
-        if state not in OPEN or self.problem is not None:
+        if state not in (*OPEN, *AT_WORK) or self.problem is not None:
             return state, detail
         items = [item for item in _items(run) if not _is_done(self.folder, item)]
+        if state in AT_WORK and not self._left(items):
+            return state, detail
         if any(item in self.cancelled for item in items):
             return "cancelled", "`ablate retry` lets it go on"
         for item in items:
@@ -43,6 +47,17 @@ class Standings:
             if said is not None:
                 return said
         return state, detail
+
+    def _left(self, items: Sequence[str]) -> bool:
+        """Whether what seems to train was a job's and its job does not run any more: it ended without a word on a
+        machine that cannot be asked."""
+        item = next(item for item in items if item.startswith("train:"))
+        state = self.folder.state(item.partition(":")[2])
+        env = attempts.read_env(state, max(state.attempt_numbers(), default=0)) or {}
+        if not env.get("slurm"):
+            return False
+        place = self.under_way.get(item)
+        return place is None or place[0].live[place[1]].state not in RUNNING
 
     def _item(self, item: str) -> tuple[str, str] | None:
         if item in self.under_way:
@@ -80,7 +95,7 @@ def standings(folder: Folder, plan: Mapping[str, Any]) -> Standings | None:
 
 def _in_queue(submission: Submission, index: int) -> tuple[str, str]:
     row = submission.live[index]
-    if row.state in ("RUNNING", "COMPLETING", "CONFIGURING"):
+    if row.state in RUNNING:
         return "starting", f"job {submission.word(index)}"
     if row.reason.startswith("JobHeldUser") and submission.intent.held_for is not None:
         return "held", "canary: until the first run of its resources has a checkpoint"

@@ -24,6 +24,7 @@ class LaunchSpec(Block):
     time: Duration | None = Field(
         None, description="a run's time on a cluster, such as 12h, 1h30m or 2d; runs on this machine have no limit"
     )
+    silent_after: Duration = Field(60, description="a time without a step after which status says silent, such as 5m")
     parallel: Count | None = Field(
         None, description="a positive whole number of runs at once on a cluster; on this machine `jobs` says it"
     )
