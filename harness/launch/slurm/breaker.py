@@ -17,8 +17,9 @@ from harness.store.markers import Damaged, read_marked
 from harness.study.errors import UserError
 
 EQUAL = 3  # early failures with one cause; a canary is enough by itself
-# What another task of the group would meet as well. A node, a preemption or a bad seed is not.
-SHARED: frozenset[Class] = frozenset({"user", "auth", "data", "disk", "oom_gpu", "oom_host", "unknown"})
+# What another task of the group would meet as well. A node, a preemption or a bad seed is not, and for a lack of memory
+# there is a remedy, which the whole group gets.
+SHARED: frozenset[Class] = frozenset({"user", "auth", "data", "disk", "unknown"})
 
 
 def path(folder: Folder, group: str) -> Path:

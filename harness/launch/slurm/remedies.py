@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.launch.slurm import resources
@@ -50,6 +50,13 @@ def remedied(
             return Held("oom_gpu", f"out of GPU memory {why}: there is no smaller micro-batch")
         remedy["micro_batch"] = tokens
     return Remedied(changed, remedy)
+
+
+def with_those_of_its_group(item: Work, own: Verdict, group: Verdict) -> Verdict:
+    """What follows for an item from its own failures and from the memory that others of its resources have lacked: what
+    one has found out need not be found out by each."""
+    halvings = max(own.halvings, group.halvings) if item.kind == "train" else own.halvings
+    return replace(own, halvings=halvings, memory=max(own.memory, group.memory))
 
 
 def halved(item: Work, halvings: int, micro_batch: int | None, plan: Plan, world: int = 1) -> int | None:

@@ -17,8 +17,9 @@ from harness.launch.items import items_of
 from harness.launch.slurm import asked, breaker, budget, canary, client, resources, seen
 from harness.launch.slurm.batches import Batch, Canaries, Limits, batches
 from harness.launch.slurm.chains import Chain, chains
+from harness.launch.slurm.classes import End, Verdict, judge
 from harness.launch.slurm.decide import Decision, Held, decide, without_parents
-from harness.launch.slurm.remedies import Remedied, remedied
+from harness.launch.slurm.remedies import Remedied, remedied, with_those_of_its_group
 from harness.launch.slurm.resources import Resources
 from harness.launch.slurm.seen import Seen, Submission
 from harness.launch.slurm.submit import Refused, Submitter
@@ -164,10 +165,16 @@ class Tick:
             asked.cancelled(self.folder),
             lambda item: breaker.reason(self.folder, self.resources.group(item)),
         )
+        learnt = self._learnt(tries)
         for item in decision.ready:
+            group = learnt[self.resources.group(item)]
+            if group.hold is not None:
+                breaker.hold(self.folder, self.resources.group(item), group.hold)
+                decision.hold(item, Held("group", group.hold))
+                continue
             given = remedied(
                 item,
-                decision.verdicts[item.id],
+                with_those_of_its_group(item, decision.verdicts[item.id], group),
                 self.resources.of(item),
                 self.settings["micro_batch"],
                 self.prepared.plan,
@@ -179,6 +186,23 @@ class Tick:
         decision.ready = [item for item in decision.ready if item.id not in decision.held]
         without_parents(decision, self.items)
         return decision
+
+    def _learnt(self, tries: Mapping[str, list[End]]) -> dict[str, Verdict]:
+        """What has become known of the memory that each group of resources has; hold: that it does not suffice, with
+        the remedy either, and nothing has run on it yet."""
+        found: dict[str, Verdict] = {}
+        passed, _ = self._canaries()
+        for item in self.items:
+            own = judge(tries.get(item.id, ()), None)
+            group = self.resources.group(item)
+            before = found.get(group, Verdict())
+            short = own.hold is not None and own.kind in ("oom_gpu", "oom_host") and group not in passed
+            found[group] = Verdict(
+                hold=f"{item.name} had too little memory with these resources" if short else before.hold,
+                halvings=max(before.halvings, min(1, own.halvings) if item.kind == "train" else 0),
+                memory=max(before.memory, min(1, own.memory)),
+            )
+        return found
 
     def _budget(self, decision: Decision) -> None:
         """Hold what the budget does not reach, and end what runs when it is used up."""
@@ -219,8 +243,9 @@ class Tick:
         for item in decision.ready:
             key, plain = keys[item.id], self.resources.of(item)
             groups[key] = self.resources.group(item)
-            if groups[key] in passed or key != _key(Remedied(plain)):
-                proven.add(key)  # a try after a failure is no canary: its resources have shown what they do
+            short = bool(self.given[item.id].remedy)  # of memory, and nobody knows whether it suffices now
+            if groups[key] in passed or (key != _key(Remedied(plain)) and not short):
+                proven.add(key)
 
         def job_of(chain: Chain) -> str | None:
             if chain.needs not in makers:
