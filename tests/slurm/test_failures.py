@@ -59,7 +59,7 @@ def test_too_little_memory_with_the_remedy_too_holds_all_that_would_run_there(cl
         for index in range(len(submissions.read_elements(place)))
         for line in submissions.read_log(place, index)
     ]
-    tried = [line["item"] for line in logs if line["kind"] == "began" and line["item"].startswith("train:")]
+    tried = [line["item"] for line in logs if line.get("failure") == "memory-gpu"]
     assert len(tried) == 2 and len(set(tried)) == 1, "the canary alone, as it was and with the remedy"
     failures = {run.failure.kind for run in report.ended.runs if run.failure is not None}
     assert failures <= {"oom_gpu", "group", "parent"} and "oom_gpu" in failures
