@@ -9,12 +9,12 @@ import pytest
 
 from harness.launch.slurm import client, people
 from harness.launch.status import status
-from harness.store import attempts, metrics, submissions
+from harness.store import attempts, metrics, states, submissions
 from harness.store.atomic import read_json, write_json
 from harness.store.layout import Folder
 from tests.slurm.cluster import Cluster
 from tests.slurm.real import EVERY, SLOW, newest, pace, trunk, weights, write_real
-from tests.slurm.studies import behave, ends, finished, in_queue, starts, submit, words, write
+from tests.slurm.studies import behave, ends, finished, in_queue, is_done, starts, submit, words, write
 
 EVAL = "eval: {at: [stable, end], max_length: 64, held_out: {window: 64, documents: 4}}\n"
 
@@ -141,3 +141,34 @@ def test_one_tracked_run_each_however_often_its_job_was_taken_back(cluster: Clus
     written = sorted(path.name.rpartition("-")[2] for path in folder.root.rglob("offline-run-*") if path.is_dir())
     assert len(written) == len(set(written)) == 3, "a run for each and one for the study, by one id"
     assert ends(submit(study, perform=SLOW)[0]) == dict.fromkeys(words(folder), "done")
+
+
+def test_a_child_looks_at_its_parent_itself_and_an_altered_one_is_made_again(cluster: Cluster, tmp_path: Path) -> None:
+    study = write_real(tmp_path)
+    folder = Folder(tmp_path / "results")
+    folder.root.mkdir()
+    pace(folder, 0.05)
+    submit(study, perform=SLOW)
+    cluster.wait_for(lambda: newest(trunk(folder)) >= EVERY, "a first checkpoint", 60)
+    cluster.command("scontrol", "update", "partitionname=low", "state=down")  # what runs goes on, nothing begins
+    cluster.wait_for(lambda: is_done(folder, trunk(folder).id), "the trunk", 60)
+    done = states.verify_state(trunk(folder))
+    assert done is not None
+    weights_file = trunk(folder).checkpoints / str(done.checkpoint) / "model" / "model.safetensors"
+    content = bytearray(weights_file.read_bytes())
+    content[-1] ^= 1
+    weights_file.write_bytes(content)
+    cluster.command("scontrol", "update", "partitionname=low", "state=up")
+    finished(cluster, 150)
+    said = [
+        line
+        for place in folder.all_submissions()
+        for index in range(len(submissions.read_elements(place)))
+        for line in submissions.read_log(place, index)
+        if line.get("outcome") == "blocked"
+    ]
+    assert said and all("damaged" in line["error"] for line in said)
+    assert set(words(folder).values()) == {"done"}, "the last job has the trunk trained again, and what waits for it"
+    alone = write_real(tmp_path / "alone")
+    submit(alone, perform=SLOW, wait=True)
+    assert weights(folder) == weights(Folder(tmp_path / "alone" / "results"))
