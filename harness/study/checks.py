@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from harness.study.errors import Mistake, nearest
 from harness.study.mixtures import PROPORTIONAL
 from harness.study.paths import Path
 from harness.study.schema import CompareSpec, EvalSpec, HeldOutSpec, SeedsSpec, SourceSpec, StudySpec
+from harness.study.schema.execution import ResourcesRule
 from harness.study.treatment import SeedSet, Stage
 from harness.study.units import Margin, UnitError, parse_every
 
@@ -203,6 +205,21 @@ def check_compare(spec: CompareSpec, arms: Iterable[str], study: StudySpec) -> N
         other = "flops" if spec.equal == "tokens" else "tokens"
         message = f"the arms are compared at equal {spec.equal} already; expected {other}"
         raise Mistake(("compare", "report_also"), message)
+
+
+def check_resources(rules: Sequence[ResourcesRule], arms: Iterable[str], stages: Sequence[str]) -> None:
+    """What rules of `launch.resources` speak of. Raises Mistake for one that could never be meant, or asks nothing."""
+    names = list(arms)
+    for index, rule in enumerate(rules):
+        place: Path = ("launch", "resources", index)
+        if rule.stage is not None and rule.stage not in stages:
+            raise Mistake((*place, "stage"), f"there is no stage `{rule.stage}`; {nearest(rule.stage, stages)}")
+        if rule.arm is not None and not any(fnmatch.fnmatchcase(name, rule.arm) for name in names):
+            raise Mistake((*place, "arm"), f"there is no arm `{rule.arm}`; {nearest(rule.arm, names)}")
+        if rule.work == "close" and (rule.arm is not None or rule.stage is not None):
+            raise Mistake(place, "the last job belongs to no arm and no stage; expected `work: close` alone")
+        if rule.nodes is None and rule.gpus is None and rule.time is None and not rule.slurm:
+            raise Mistake(place, "asks for nothing; expected nodes, gpus, time or slurm")
 
 
 # What is no share in [0, 1], by the words in its name: a margin in percentage points has no meaning there.

@@ -88,7 +88,9 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         seed_sets = checks.resolve_seeds(spec.seeds, stages, default.treatment.base.from_scratch)
         with _collector_paused():
             candidates = expand(document.values)
-        checks.check_compare(spec.compare, [DEFAULT, *(arm.name for arm in candidates)], spec)
+        names = [DEFAULT, *(arm.name for arm in candidates)]
+        checks.check_compare(spec.compare, names, spec)
+        checks.check_resources(spec.launch.resources, [*names, *(control.name for control in spec.controls)], stages)
     except Mistake as mistake:
         raise document.error(mistake) from None
     with _collector_paused():
