@@ -12,7 +12,7 @@ from harness.study.errors import Mistake, nearest
 from harness.study.mixtures import PROPORTIONAL
 from harness.study.paths import Path
 from harness.study.schema import CompareSpec, EvalSpec, HeldOutSpec, SeedsSpec, SourceSpec, StudySpec
-from harness.study.schema.execution import ResourcesRule
+from harness.study.schema.slurm import ResourcesRule
 from harness.study.treatment import SeedSet, Stage
 from harness.study.units import Margin, UnitError, parse_every
 
