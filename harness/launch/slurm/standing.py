@@ -51,7 +51,9 @@ class Standings:
     def _left(self, items: Sequence[str]) -> bool:
         """Whether what seems to train was a job's and its job does not run any more: it ended without a word on a
         machine that cannot be asked."""
-        item = next(item for item in items if item.startswith("train:"))
+        item = next((item for item in items if item.startswith("train:")), None)
+        if item is None:  # it was finished in this very moment
+            return False
         state = self.folder.state(item.partition(":")[2])
         env = attempts.read_env(state, max(state.attempt_numbers(), default=0)) or {}
         if not env.get("slurm"):
