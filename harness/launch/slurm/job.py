@@ -228,6 +228,8 @@ def check_code(snapshot: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
+    # A warning that comes while torch is imported, before there is anything to checkpoint, is no reason to die.
+    signal.signal(signal.SIGUSR2, lambda number, frame: None)
     submission, perform = SubmissionFolder(arguments[0]), arguments[1] if len(arguments) > 1 else PERFORM
     task = task_of(os.environ)
     fields = {"index": task.index, "job": task.own, "restart": task.restart, "node": task.node}
