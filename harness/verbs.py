@@ -174,12 +174,13 @@ def status(options: argparse.Namespace) -> int:
     while True:
         if options.watch:
             ticker.tick()
-        runs = look.status(folder)
+        runs, problem = look.look(folder)
         if options.json:
-            return _json(look.to_json(folder, runs))
+            return _json(look.to_json(folder, runs, problem))
         if options.watch and sys.stdout.isatty():
             print("\x1b[H\x1b[2J", end="")
-        print(look.text(runs, [*look.tracking(folder), *ticker.said]), flush=True)
+        blind = [] if problem is None else [f"without a look at the queue: {problem}"]
+        print(look.text(runs, [*blind, *look.tracking(folder), *ticker.said]), flush=True)
         if not options.watch or not _slept(LOOK_SECONDS if ticker.used else 2.0):
             return DONE
 

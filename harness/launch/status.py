@@ -87,25 +87,32 @@ def run_of(folder: Folder, plan: Mapping[str, Any], arm: str, seeds: str = "") -
 
 def status(folder: Folder) -> list[RunStatus]:
     """Every run of the plan, in its order."""
+    return look(folder)[0]
+
+
+def look(folder: Folder) -> tuple[list[RunStatus], str | None]:
+    """Every run of the plan, in its order; and why Slurm, which has jobs of theirs, could not be asked, if it could
+    not."""
     plan = read_plan(folder)
     seen: dict[str, _Segment] = {}
     bounds = {segment["id"]: segment for segment in plan["segments"]}
     found = [_run(folder, plan, run, bounds, seen) for run in plan["runs"]]
-    queue = _standings(folder, plan)
+    queue = _standings(folder, plan, {run.state for run in found})
     if queue is not None:
         for at, run in enumerate(plan["runs"]):
             state, detail = queue.of_run(run, found[at].state, found[at].detail)
             found[at] = replace(found[at], state=state, detail=detail)
-    return [*found, *_orphans(folder, {run.name for run in found})]
+    problem = None if queue is None else queue.problem
+    return [*found, *_orphans(folder, {run.name for run in found})], problem
 
 
-def _standings(folder: Folder, plan: Mapping[str, Any]) -> Standings | None:
-    """What Slurm says of the folder, None where nothing of it was ever submitted."""
+def _standings(folder: Folder, plan: Mapping[str, Any], states: Collection[str]) -> Standings | None:
+    """What Slurm says of the folder, None where nothing of it was ever submitted, or all is done."""
     if not folder.submissions.is_dir():
         return None
-    from harness.launch.slurm.standing import standings
+    from harness.launch.slurm.standing import AT_WORK, OPEN, standings
 
-    return standings(folder, plan)
+    return standings(folder, plan) if OPEN.union(AT_WORK) & set(states) else None
 
 
 def _orphans(folder: Folder, planned: Collection[str]) -> list[RunStatus]:
@@ -280,6 +287,8 @@ def text(runs: list[RunStatus], trackers: Sequence[str] = (), width: int = 80) -
     return "\n".join([*lines, *(line for tracker in trackers for line in textwrap.wrap(tracker, width))])
 
 
-def to_json(folder: Folder, runs: list[RunStatus]) -> dict[str, Any]:
+def to_json(folder: Folder, runs: list[RunStatus], problem: str | None = None) -> dict[str, Any]:
+    """problem: why Slurm could not be asked."""
     trackers = [asdict(standing) for standing in read_standings(folder)]
-    return {"folder": str(folder.root), "runs": [run.to_json() for run in runs], "trackers": trackers}
+    found = {"folder": str(folder.root), "runs": [run.to_json() for run in runs], "trackers": trackers}
+    return found | ({} if problem is None else {"slurm": problem})

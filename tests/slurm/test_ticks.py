@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from harness.store import atomic
 from harness.store.layout import Folder
 from harness.study.errors import UserError
 from tests.slurm.cluster import Cluster
-from tests.slurm.studies import finished, shim, starts, submit, words, write
+from tests.slurm.studies import ablate, finished, shim, starts, submit, words, write
 
 
 class Points:
@@ -157,3 +158,11 @@ def test_a_controller_that_does_not_answer_changes_nothing(
         with pytest.raises(UserError, match=r"`squeue` failed: .*Unable to contact"):
             submit(write(tmp_path))
     assert not Folder(tmp_path / "results").all_submissions()
+    cluster.command("scontrol", "update", "partitionname=low", "state=down")
+    report, _ = submit(write(tmp_path))
+    assert set(words(report.folder).values()) == {"queued"}
+    with monkeypatch.context() as patch:
+        shim(patch, tmp_path / "bin", "squeue", f"echo '{said}' >&2; exit 1")
+        shown = " ".join(ablate("status", report.folder.root).split())
+        assert "without a look at the queue: `squeue` failed" in shown and "6 waiting" in shown
+        assert "Unable to contact" in json.loads(ablate("status", report.folder.root, "--json"))["slurm"]
