@@ -37,6 +37,7 @@ class Recorder(Silent):
         self.reports: list[Mapping[str, Any]] = []
         self.waited: list[str] = []
         self.retried: list[tuple[str, str, int]] = []
+        self.waited_for: subprocess.Popen[bytes] | None = None
 
     def started(self, item: Work) -> None:
         self.starts.append(item.id)
@@ -49,6 +50,9 @@ class Recorder(Silent):
 
     def waiting(self, item: Work, elsewhere: Mapping[str, Any]) -> None:
         self.waited.append(item.id)
+        if self.waited_for is not None:  # it ends now, and its parent collects it
+            self.waited_for.kill()
+            self.waited_for.wait()
 
     def retrying(self, item: Work, failure: Failure, time: int, of: int) -> None:
         self.retried.append((item.id, failure.kind, time))
@@ -72,10 +76,15 @@ def base(state: str = "base") -> Work:
 
 
 def do(executor: Executor, root: Path, items: list[Work], **there: Any) -> tuple[Queue, Recorder]:
-    queue, recorder = Queue(items, **there), Recorder()
+    recorder = Recorder()
+    return do_with(recorder, executor, root, items, **there), recorder
+
+
+def do_with(recorder: Recorder, executor: Executor, root: Path, items: list[Work], **there: Any) -> Queue:
+    queue = Queue(items, **there)
     with Stop() as stop:
         executor.run(Job(Folder(root), queue, {}), recorder, stop)
-    return queue, recorder
+    return queue
 
 
 def outcomes(queue: Queue) -> dict[str, str]:
@@ -155,17 +164,15 @@ def signal_when_started(root: Path, name: str, number: int) -> None:
 
 def test_a_state_at_which_another_process_works_is_waited_for(executor: Executor, tmp_path: Path) -> None:
     state = Folder(tmp_path).state("leaf")
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"])
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     attempt = attempts.begin(state, {})
     env = {"schema": 1, **attempts.process_identity(), "pid": other.pid}
     env["started"] = attempts.process_start(other.pid)
     write_json(attempt.folder / "env.json", env)
-    reaper = threading.Thread(target=other.wait)
-    reaper.start()
-    queue, recorder = do(executor, tmp_path, [base(), train("leaf", "base")])
-    reaper.join()
+    recorder = Recorder()
+    recorder.waited_for = other
+    queue = do_with(recorder, executor, tmp_path, [base(), train("leaf", "base")])
     assert recorder.waited == ["train:leaf"]
-    assert other.returncode == 0
     assert outcomes(queue)["train:leaf"] == "trained"
     assert state.attempt_numbers() == [0, 1]
 
