@@ -34,7 +34,7 @@ def test_submits_the_whole_tree_and_returns_and_the_last_job_writes_the_report(
     report, notes = submit(study)
     assert report.ended.exit_code == 0
     assert set(ends(report).values()) == {"queued"}
-    assert any("sbatch calls" in note for note in notes)
+    assert any("calls of sbatch" in note for note in notes)
     finished(cluster)
     assert set(words(report.folder).values()) == {"done"}
     assert (report.folder.report / "index.html").exists()

@@ -119,14 +119,19 @@ def results(held: Mapping[str, Held]) -> dict[str, Result]:
 
 
 def submitted_line(ticked: Ticked) -> str:
-    """`submitted 36 tasks in 2 sbatch calls (jobs 12, 13)`."""
+    """`submitted 72 items of work as 36 tasks in 2 calls of sbatch (job 12, 13), ...`."""
     tasks = sum(bool(element.items) for one in ticked.submitted for element in one.elements)
     jobs = ", ".join(str(one.job) for one in ticked.submitted[:6])
     more = f" and {len(ticked.submitted) - 6} more" if len(ticked.submitted) > 6 else ""
+    calls = _many(len(ticked.submitted), "call")
     return (
-        f"submitted {ticked.items} items of work as {tasks} tasks in {len(ticked.submitted)} sbatch calls "
-        f"(jobs {jobs}{more}) and a last one for the report"
+        f"submitted {_many(ticked.items, 'item')} of work as {_many(tasks, 'task')} in {calls} of sbatch "
+        f"(job {jobs}{more}), and a last one for the report"
     )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _counts(ticked: Ticked) -> str:
