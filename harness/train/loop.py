@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from harness.data.loader import Batch, Loader
 from harness.plan.schedule import rate
 from harness.train.average import WeightAverage
-from harness.train.loss import IGNORED, token_losses, token_losses_and_squares
-from harness.train.numerics import Numerics, Precision, attention_dtype
+from harness.train.forward import Forward, MicroBatch
+from harness.train.loss import IGNORED, LossTerms
+from harness.train.numerics import Numerics
 from harness.train.optimizer import gradient_norm, trained_parameters, update
-from harness.train.packing import document_mask, single_mask_serves
 from harness.train.ranks import ALONE, Ranks
 
 Piece = Mapping[str, Any]
@@ -46,18 +46,17 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class _Unseen:
-    """An update whose figures are still on the device: figures [rows + 2], summed loss of each row, z-loss and gradient
-    norm.
+    """An update whose figures are still on the device: figures [sources + 2], summed loss of each source, z-loss and
+    gradient norm.
 
-    z_loss: whether there was one. labels, source: [rows], trained labels of each row and its source; counted on the
-    host, where the batch was made.
+    z_loss: whether there was one. labels: [sources], trained labels of each; counted on the host, where the batch was
+    made.
     """
 
     tokens: int
     step: int
     lr: float
     labels: list[int]
-    source: list[int]
     z_loss: bool
     figures: Tensor
 
@@ -95,7 +94,7 @@ class Loop:
         self.step = steps_before(pieces, loader.tokens)
         self._parameters = [parameter for _, parameter in trained_parameters(model)]
         self._device = self._parameters[0].device
-        self._one_mask = single_mask_serves(model.config)
+        self.forward = Forward(model, numerics, len(loader.source_names))
         self._broken = torch.zeros((), device=self._device)
         self._unseen: list[_Unseen] = []
 
@@ -114,9 +113,9 @@ class Loop:
         tokens = self.loader.tokens
         science = piece_at(self.pieces, tokens)["science"]
         batch = self.loader.next()
-        labels = (batch.labels != IGNORED).sum(axis=1).tolist()
-        losses, z_loss = self._accumulate_gradients(batch, science, max(1, sum(labels)))
-        of_batch = self._over_ranks(losses, z_loss, len(labels))
+        labels = self._labels(batch)
+        own = self._accumulate_gradients(batch, science, max(1, sum(labels)))
+        of_batch = self._over_ranks(own)
         norm = gradient_norm(self._parameters)
         figures = torch.cat([of_batch, norm.unsqueeze(0)])
         self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
@@ -126,43 +125,35 @@ class Loop:
             self.average.update(self._broken)
         self.step += 1
         with_z = bool(science["optimizer"].get("z_loss"))
-        source = batch.source.tolist()
-        self._unseen.append(_Unseen(self.loader.tokens, self.step, lr, labels, source, with_z, figures))
+        self._unseen.append(_Unseen(self.loader.tokens, self.step, lr, labels, with_z, figures))
 
-    def _accumulate_gradients(
-        self, batch: Batch, science: Mapping[str, Any], labels: int
-    ) -> tuple[list[Tensor], Tensor]:
+    def _labels(self, batch: Batch) -> list[int]:
+        """Trained labels of each source in a batch."""
+        of_rows = (batch.labels != IGNORED).sum(axis=1)
+        counts = np.bincount(batch.source, weights=of_rows, minlength=len(self.loader.source_names))
+        return [int(count) for count in counts]
+
+    def _accumulate_gradients(self, batch: Batch, science: Mapping[str, Any], labels: int) -> Tensor:
         """This rank's part of the gradients of the mean loss over the batch's labels, z-loss included.
 
-        Returns the summed cross entropy of each of its rows, by micro-batch, and their z-loss (0 without one).
+        Returns [sources + 1]: the summed cross entropy of its rows by source, and their z-loss (0 without one).
         """
-        losses = []
-        z_weight = science["optimizer"].get("z_loss", 0.0)
-        z_loss = torch.zeros((), device=self._device)
+        terms = LossTerms.of(science)
+        figures = torch.zeros(len(self.loader.source_names) + 1, device=self._device)
         rows = self.numerics.rows_per_forward(science["batch_tokens"], science["context"]["length"])
         part = self._ranks.part(len(batch.input_ids))
         for first in range(part.start, part.stop, rows):
             micro = slice(first, min(first + rows, part.stop))
-            logits = self._logits(batch.input_ids[micro], batch.position_ids[micro], science["precision"])
-            targets = self._put(batch.labels[micro])
-            if z_weight:
-                of_labels, squares = token_losses_and_squares(logits, targets)
-                of_rows, of_squares = of_labels.sum(dim=1), squares.sum() * (z_weight / labels)
-                (of_rows.sum() / labels + of_squares).backward()
-                z_loss += of_squares.detach()
-            else:
-                of_rows = token_losses(logits, targets).sum(dim=1)
-                (of_rows.sum() / labels).backward()
-            losses.append(of_rows.detach())
-        return losses, z_loss
+            inside = MicroBatch(
+                batch.input_ids[micro], batch.labels[micro], batch.position_ids[micro], batch.source[micro]
+            )
+            losses = self.forward(inside, terms, labels, science["precision"])
+            losses.objective.backward()
+            figures += torch.cat([losses.by_source, losses.z_loss.unsqueeze(0)])
+        return figures
 
-    def _over_ranks(self, losses: list[Tensor], z_loss: Tensor, rows: int) -> Tensor:
-        """[rows + 1]: the summed cross entropy of each row of the batch, and its z-loss. Sums the gradients, too."""
-        own = torch.cat([*losses, z_loss.unsqueeze(0)])
-        if self._ranks.world == 1:
-            return own
-        figures = torch.zeros(rows + 1, device=self._device)
-        figures[self._ranks.part(rows)], figures[-1] = own[:-1], own[-1]
+    def _over_ranks(self, figures: Tensor) -> Tensor:
+        """The figures of the whole batch from those of this rank's rows. Sums the gradients, too."""
         self._ranks.sum_gradients(self._parameters, figures)
         return figures
 
@@ -171,23 +162,6 @@ class Loop:
         sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in self._parameters]
         return int(torch.stack(sums).sum()) % (1 << 62)
 
-    def _logits(self, input_ids: np.ndarray, position_ids: np.ndarray, precision: Precision) -> Tensor:
-        """[rows, length, vocabulary]; positions that restart keep documents apart."""
-        positions = torch.from_numpy(position_ids)
-        mask = document_mask(positions, self._device, attention_dtype(precision)) if self._one_mask else None
-        with self.numerics.autocast(precision):
-            output = self.model(
-                input_ids=self._put(input_ids),
-                position_ids=positions.to(self._device, non_blocking=True),
-                attention_mask=mask,
-                use_cache=False,
-            )
-        logits: Tensor = output.logits
-        return logits
-
-    def _put(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
-
     def look(self) -> list[Update]:
         """The figures of the updates since the last look, up to the first that was not finite. Waits for the device."""
         if not self._unseen:
@@ -195,7 +169,7 @@ class Loop:
         fetched = iter(torch.cat([unseen.figures for unseen in self._unseen]).tolist())
         seen = []
         for unseen in self._unseen:
-            losses = [next(fetched) for _ in unseen.source]
+            losses = [next(fetched) for _ in unseen.labels]
             z_loss, norm = next(fetched), next(fetched)
             seen.append(_update(unseen, losses, z_loss, norm, self.loader.source_names))
             if not seen[-1].finite:
@@ -205,17 +179,14 @@ class Loop:
 
 
 def _update(unseen: _Unseen, losses: list[float], z_loss: float, norm: float, names: Sequence[str]) -> Update:
-    """The figures of one update; losses: summed, of each row."""
-    by_source, labels = [0.0] * len(names), [0] * len(names)
-    for source, loss, trained in zip(unseen.source, losses, unseen.labels, strict=True):
-        by_source[source] += loss
-        labels[source] += trained
+    """The figures of one update; losses: summed, of each source."""
     total = sum(losses)
+    labels = unseen.labels
     return Update(
         tokens=unseen.tokens,
         step=unseen.step,
         loss=total / max(1, sum(labels)),
-        loss_by_source={name: loss / n for name, loss, n in zip(names, by_source, labels, strict=True) if n},
+        loss_by_source={name: loss / n for name, loss, n in zip(names, losses, labels, strict=True) if n},
         grad_norm=norm,
         lr=unseen.lr,
         labels=sum(labels),

@@ -66,9 +66,11 @@ def _gradients(rows: int) -> tuple[dict[str, torch.Tensor], float]:
     loop = build.loop(pieces, numerics)
     batch = loop.loader.next()
     labels = int((batch.labels != -100).sum())
-    losses, _ = loop._accumulate_gradients(batch, pieces[0]["science"], labels)
-    assert len(losses) == 8 // rows
-    return build.gradients(loop.model), float(torch.cat(losses).sum()) / labels
+    forwards: list[int] = []
+    loop.forward.register_forward_hook(lambda module, given, losses: forwards.append(len(given[0].source)))
+    figures = loop._accumulate_gradients(batch, pieces[0]["science"], labels)
+    assert forwards == [rows] * (8 // rows)
+    return build.gradients(loop.model), float(figures[:-1].sum()) / labels
 
 
 def test_eight_micro_batches_of_one_row_give_the_gradients_of_one_of_eight() -> None:
@@ -87,7 +89,7 @@ def test_the_mean_of_micro_batch_means_is_another_loss() -> None:
     batch = loop.loader.next()
     whole, _ = _gradients(8)
     for row in range(8):
-        logits = loop._logits(batch.input_ids[row : row + 1], batch.position_ids[row : row + 1], "fp32")
+        logits = loop.forward.logits(batch.input_ids[row : row + 1], batch.position_ids[row : row + 1], "fp32")
         labels = torch.from_numpy(batch.labels[row : row + 1])
         (functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) / 8).backward()
     naive = build.gradients(loop.model)
@@ -121,3 +123,25 @@ def test_the_z_loss_by_hand() -> None:
     squares.sum().backward()
     assert squares.item() == pytest.approx(math.log(4.0) ** 2, rel=1e-6)
     assert logits.grad.flatten().tolist() == pytest.approx([0.5 * math.log(4.0), 1.5 * math.log(4.0)], rel=1e-6)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.05])
+def test_label_smoothing_and_its_gradient_are_torchs_own(z_loss: float) -> None:
+    """cross_entropy(label_smoothing=e) in double precision, with and without the z-loss beside it."""
+    draw = torch.Generator().manual_seed(5)
+    logits = 4 * torch.randn(2, 6, 11, generator=draw)
+    labels = torch.randint(0, 11, (2, 6), generator=draw)
+    labels[0, 2] = labels[1, 5] = -100
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().double().requires_grad_()
+    trained = labels != -100
+    if z_loss:
+        losses, squares = token_losses_and_squares(ours, labels, 0.1)
+        (losses.sum() + z_loss * squares.sum()).backward()
+    else:
+        losses = token_losses(ours, labels, 0.1)
+        losses.sum().backward()
+    expected = functional.cross_entropy(theirs[trained], labels[trained], reduction="none", label_smoothing=0.1)
+    (expected.sum() + z_loss * torch.logsumexp(theirs, -1)[trained].square().sum()).backward()
+    torch.testing.assert_close(losses[trained], expected.detach().float(), rtol=1e-6, atol=1e-6)
+    assert losses[~trained].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(ours.grad, theirs.grad.float(), rtol=1e-5, atol=1e-6)
