@@ -35,7 +35,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf,trackers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,gguf,liger,trackers]"
 	@touch $@
 
 clean:

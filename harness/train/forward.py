@@ -6,25 +6,30 @@ the output head and the loss included.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from harness.train.attention import Attention
+from harness.train.fused import chunked_losses, liger_losses
+from harness.train.kernels import output_head
 from harness.train.loss import LossTerms, token_losses, token_losses_and_squares
 from harness.train.numerics import Numerics, Precision, attention_dtype
-from harness.train.packing import document_mask, single_mask_serves
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows of a batch, on the host. input_ids, labels, position_ids: int64 [rows, length]; labels are shifted already,
-    -100 for none; positions that restart keep documents apart. source: int64 [rows], the source of each row."""
+    """Rows of a batch. input_ids, labels: int64 [rows, length], on the device; labels are shifted already, -100 for
+    none. position_ids: int64 [rows, length], on the host; positions that restart keep documents apart. source: int64
+    [rows], on the host, the source of each row."""
 
-    input_ids: np.ndarray
-    labels: np.ndarray
+    input_ids: Tensor
+    labels: Tensor
     position_ids: np.ndarray
     source: np.ndarray
 
@@ -45,44 +50,69 @@ class Losses:
 class Forward(nn.Module):
     """The forward pass of a model's training step."""
 
-    def __init__(self, model: PreTrainedModel, numerics: Numerics, sources: int) -> None:
-        """sources: how many there are, `MicroBatch.source` counts them."""
+    def __init__(
+        self, model: PreTrainedModel, context: Mapping[str, Any], precision: Precision, numerics: Numerics, sources: int
+    ) -> None:
+        """context: of the stage, `documents` and `length`. sources: how many there are, `MicroBatch.source` counts
+        them. Raises UserError where the model cannot be run like that."""
         super().__init__()
         self.model = model
         self.numerics = numerics
+        self._precision = precision
         self._sources = sources
-        self._one_mask = single_mask_serves(model.config)
+        self._dtype = attention_dtype(precision)
+        self.attention = Attention(model, context, numerics.device, self._dtype)
+        self._loss = numerics.kernels.fused_linear_cross_entropy
+        if self._loss != "torch":
+            output_head(model)  # raises where there is none to fuse
 
-    def forward(self, micro: MicroBatch, terms: LossTerms, labels: int, precision: Precision) -> Losses:
+    def forward(self, micro: MicroBatch, terms: LossTerms, labels: int) -> Losses:
         """labels: trained labels of the whole batch, by which sums are divided."""
-        logits = self.logits(micro.input_ids, micro.position_ids, precision)
-        targets = self._put(micro.labels)
+        if self._loss == "torch":
+            logits = self.logits(micro.input_ids, micro.position_ids)
+            return self._from_logits(logits, micro, terms, labels)
+        hidden = self.hidden(micro.input_ids, micro.position_ids).to(self._dtype)
+        if self._loss == "liger":
+            return self._by_liger(hidden, micro, terms, labels)
+        objective, losses, squares = chunked_losses(hidden, output_head(self.model), micro.labels, terms, labels)
+        z_loss = squares.sum() * (terms.z_loss / labels)
+        return Losses(objective, self._by_source(losses.sum(dim=1), micro.source), z_loss)
+
+    def _from_logits(self, logits: Tensor, micro: MicroBatch, terms: LossTerms, labels: int) -> Losses:
         z_loss = torch.zeros((), device=logits.device)
         if terms.z_loss:
-            of_labels, squares = token_losses_and_squares(logits, targets, terms.label_smoothing)
+            of_labels, squares = token_losses_and_squares(logits, micro.labels, terms.label_smoothing)
             z_loss = squares.sum() * (terms.z_loss / labels)
         else:
-            of_labels = token_losses(logits, targets, terms.label_smoothing)
+            of_labels = token_losses(logits, micro.labels, terms.label_smoothing)
         of_rows = of_labels.sum(dim=1)
         objective = of_rows.sum() / labels
         if terms.z_loss:
             objective = objective + z_loss
         return Losses(objective, self._by_source(of_rows.detach(), micro.source), z_loss.detach())
 
-    def logits(self, input_ids: np.ndarray, position_ids: np.ndarray, precision: Precision) -> Tensor:
-        """[rows, length, vocabulary]; positions that restart keep documents apart."""
-        device = self.device
-        positions = torch.from_numpy(position_ids)
-        mask = document_mask(positions, device, attention_dtype(precision)) if self._one_mask else None
-        with self.numerics.autocast(precision):
-            output = self.model(
-                input_ids=self._put(input_ids),
-                position_ids=positions.to(device, non_blocking=True),
-                attention_mask=mask,
-                use_cache=False,
-            )
-        logits: Tensor = output.logits
+    def _by_liger(self, hidden: Tensor, micro: MicroBatch, terms: LossTerms, labels: int) -> Losses:
+        present = np.unique(micro.source)
+        groups = [self.put(np.flatnonzero(micro.source == source)) for source in present]
+        found = liger_losses(hidden, output_head(self.model), micro.labels, groups, terms, labels)
+        sums = torch.zeros(self._sources, device=hidden.device)
+        for source, summed in zip(present.tolist(), found.sums, strict=True):
+            sums[source] = summed
+        return Losses(found.objective, sums, found.z_loss)
+
+    def logits(self, input_ids: Tensor, position_ids: np.ndarray) -> Tensor:
+        """[rows, length, vocabulary], in the type of the matrix products."""
+        given = self.attention.arguments(position_ids, input_ids.device)
+        with self.numerics.autocast(self._precision):
+            logits: Tensor = self.model(input_ids=input_ids, use_cache=False, **given).logits
         return logits
+
+    def hidden(self, input_ids: Tensor, position_ids: np.ndarray) -> Tensor:
+        """[rows, length, width]: what the output head is given."""
+        given = self.attention.arguments(position_ids, input_ids.device)
+        with self.numerics.autocast(self._precision):
+            states: Tensor = self.model.base_model(input_ids=input_ids, use_cache=False, **given).last_hidden_state
+        return states
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +122,8 @@ class Forward(nn.Module):
     def _by_source(self, of_rows: Tensor, source: np.ndarray) -> Tensor:
         """[sources]: the sum of the rows of each."""
         sums = torch.zeros(self._sources, device=of_rows.device)
-        return sums.index_add_(0, self._put(source), of_rows)
+        return sums.index_add_(0, self.put(source), of_rows)
 
-    def _put(self, values: np.ndarray) -> Tensor:
+    def put(self, values: np.ndarray) -> Tensor:
+        """A host's array on the device."""
         return torch.from_numpy(values).to(self.device, non_blocking=True)

@@ -29,6 +29,10 @@ class Onlooker:
 
     steps = 0
 
+    def ran(self, loop: Loop) -> None:
+        """Say what ran in the first update. Raises UserError where that is not what was asked for."""
+        loop.witness.record(loop.numerics.kernels, loop.forward.attention.kind)
+
     def updates(self, seen: list[Update]) -> None:
         """Take in the updates of one look."""
         self.steps += len(seen)
@@ -70,6 +74,10 @@ class Keeper(Onlooker):
         self._keep = keep
         self._recorder = Recorder(attempt, segment, _shape(folder), start.tokens, progress)
         self._newest = start.marker
+
+    def ran(self, loop: Loop) -> None:
+        said = loop.witness.record(loop.numerics.kernels, loop.forward.attention.kind)
+        self._attempt.event("kernels", **said)
 
     def updates(self, seen: list[Update]) -> None:
         super().updates(seen)
@@ -120,7 +128,7 @@ def _save(
         attempt,
         loop.model,
         loop.optimizer,
-        loop.loader.cursor(),
+        loop.feed.cursor(),
         tokenizer,
         fingerprint,
         loop.tokens,
@@ -139,7 +147,7 @@ def _multiples(attempt: Attempt, segment: Mapping[str, Any], keep: int | str) ->
 
 
 def _served(loop: Loop) -> dict[str, Any]:
-    return {name: asdict(drawn) for name, drawn in served(loop.loader).items()}
+    return {name: asdict(drawn) for name, drawn in served(loop.feed).items()}
 
 
 def _shape(folder: Folder) -> ModelShape:

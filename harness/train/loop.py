@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from harness.data.loader import Batch, Loader
+from harness.data.loader import Loader
 from harness.plan.schedule import rate
 from harness.train.average import WeightAverage
-from harness.train.forward import Forward, MicroBatch
-from harness.train.loss import IGNORED, LossTerms
+from harness.train.feed import Fed, Feed
+from harness.train.forward import Forward
+from harness.train.loss import LossTerms
 from harness.train.numerics import Numerics
 from harness.train.optimizer import gradient_norm, trained_parameters, update
 from harness.train.ranks import ALONE, Ranks
+from harness.train.witness import Witness
 
 Piece = Mapping[str, Any]
 
@@ -86,7 +87,6 @@ class Loop:
         """
         self.model = model
         self.optimizer = optimizer
-        self.loader = loader
         self.pieces = pieces
         self.numerics = numerics
         self.average = average
@@ -94,14 +94,18 @@ class Loop:
         self.step = steps_before(pieces, loader.tokens)
         self._parameters = [parameter for _, parameter in trained_parameters(model)]
         self._device = self._parameters[0].device
-        self.forward = Forward(model, numerics, len(loader.source_names))
+        self.feed = Feed(loader, self._device, ranks.part)
+        science = piece_at(pieces, min(loader.tokens, pieces[-1]["end"] - 1))["science"]
+        names = loader.source_names
+        self.forward = Forward(model, science["context"], science["precision"], numerics, len(names))
+        self.witness = Witness(self._device.type, numerics.compile)
         self._broken = torch.zeros((), device=self._device)
         self._unseen: list[_Unseen] = []
 
     @property
     def tokens(self) -> int:
         """Path tokens trained so far: where the next batch begins."""
-        return self.loader.tokens
+        return self.feed.tokens
 
     @property
     def unseen(self) -> int:
@@ -110,12 +114,10 @@ class Loop:
 
     def update(self) -> None:
         """Consume one batch."""
-        tokens = self.loader.tokens
+        tokens = self.feed.tokens
         science = piece_at(self.pieces, tokens)["science"]
-        batch = self.loader.next()
-        labels = self._labels(batch)
-        own = self._accumulate_gradients(batch, science, max(1, sum(labels)))
-        of_batch = self._over_ranks(own)
+        batch = self.feed.next()
+        of_batch = self._over_ranks(self._accumulate_gradients(batch, science))
         norm = gradient_norm(self._parameters)
         figures = torch.cat([of_batch, norm.unsqueeze(0)])
         self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
@@ -125,29 +127,21 @@ class Loop:
             self.average.update(self._broken)
         self.step += 1
         with_z = bool(science["optimizer"].get("z_loss"))
-        self._unseen.append(_Unseen(self.loader.tokens, self.step, lr, labels, with_z, figures))
+        self._unseen.append(_Unseen(self.feed.tokens, self.step, lr, batch.labels, with_z, figures))
+        self.feed.prepare()
 
-    def _labels(self, batch: Batch) -> list[int]:
-        """Trained labels of each source in a batch."""
-        of_rows = (batch.labels != IGNORED).sum(axis=1)
-        counts = np.bincount(batch.source, weights=of_rows, minlength=len(self.loader.source_names))
-        return [int(count) for count in counts]
-
-    def _accumulate_gradients(self, batch: Batch, science: Mapping[str, Any], labels: int) -> Tensor:
+    def _accumulate_gradients(self, batch: Fed, science: Mapping[str, Any]) -> Tensor:
         """This rank's part of the gradients of the mean loss over the batch's labels, z-loss included.
 
         Returns [sources + 1]: the summed cross entropy of its rows by source, and their z-loss (0 without one).
         """
         terms = LossTerms.of(science)
-        figures = torch.zeros(len(self.loader.source_names) + 1, device=self._device)
+        labels = max(1, sum(batch.labels))
+        figures = torch.zeros(len(batch.labels) + 1, device=self._device)
         rows = self.numerics.rows_per_forward(science["batch_tokens"], science["context"]["length"])
-        part = self._ranks.part(len(batch.input_ids))
-        for first in range(part.start, part.stop, rows):
-            micro = slice(first, min(first + rows, part.stop))
-            inside = MicroBatch(
-                batch.input_ids[micro], batch.labels[micro], batch.position_ids[micro], batch.source[micro]
-            )
-            losses = self.forward(inside, terms, labels, science["precision"])
+        for micro in batch.micro_batches(rows):
+            with self.witness.watching():
+                losses = self.forward(micro, terms, labels)
             losses.objective.backward()
             figures += torch.cat([losses.by_source, losses.z_loss.unsqueeze(0)])
         return figures
@@ -171,7 +165,7 @@ class Loop:
         for unseen in self._unseen:
             losses = [next(fetched) for _ in unseen.labels]
             z_loss, norm = next(fetched), next(fetched)
-            seen.append(_update(unseen, losses, z_loss, norm, self.loader.source_names))
+            seen.append(_update(unseen, losses, z_loss, norm, self.feed.source_names))
             if not seen[-1].finite:
                 break
         self._unseen.clear()

@@ -11,15 +11,18 @@ import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import PretrainedConfig
 
 from harness.study.errors import UserError, nearest
+from harness.train.kernels import TORCH, Asked, Kernels, resolve, version
 
 Precision = Literal["fp32", "bf16-mixed"]
+Checkpointing = Literal["off", "full", "selective"]
 
 # Steps between two looks at the figures on an accelerator: each look waits for the device.
 LOOK_EVERY_ON_ACCELERATOR = 16
@@ -30,7 +33,9 @@ class Numerics:
     """Where and in what order the arithmetic runs.
 
     threads: intra-op threads of this process. micro_batch: tokens per forward, None for a whole batch.
-    kernels: whose fused kernels run in the model. world: processes that share a batch.
+    kernels: whose kernels run in the model; asked: what the study says of them, from which they follow where the model
+    is known (`for_model`). compile: whether the model's layers are compiled. activation_checkpointing: what of a layer
+    is computed again in the backward. world: processes that share a batch.
     """
 
     device: Literal["cpu", "cuda"]
@@ -38,11 +43,22 @@ class Numerics:
     micro_batch: int | None
     torch: str
     processor: str
-    kernels: Literal["torch"] = "torch"
+    kernels: Kernels = TORCH
     world: int = 1
+    compile: bool = False
+    activation_checkpointing: Checkpointing = "off"
+    asked: Asked = "torch"
 
     @classmethod
-    def resolve(cls, device: str = "auto", threads: int = 1, micro_batch: int | None = None) -> Numerics:
+    def resolve(
+        cls,
+        device: str = "auto",
+        threads: int = 1,
+        micro_batch: int | None = None,
+        kernels: Asked = "torch",
+        compile: bool = False,
+        activation_checkpointing: Checkpointing = "off",
+    ) -> Numerics:
         """The numerics of this machine. Raises UserError where `cuda` is asked for and none is usable."""
         if device not in {"auto", "cpu", "cuda"}:
             raise UserError(f"`device: {device}` is not known; valid here: auto, cpu, cuda.")
@@ -51,11 +67,39 @@ class Numerics:
             raise UserError("`device: cuda` was asked for, but torch sees no CUDA device here.")
         chosen: Literal["cpu", "cuda"] = "cuda" if usable and device != "cpu" else "cpu"
         processor = torch.cuda.get_device_name() if chosen == "cuda" else _cpu_name()
-        return cls(chosen, threads, micro_batch, torch.__version__, processor)
+        return cls(
+            chosen,
+            threads,
+            micro_batch,
+            torch.__version__,
+            processor,
+            compile=compile,
+            activation_checkpointing=activation_checkpointing,
+            asked=kernels,
+        )
+
+    def for_model(self, config: PretrainedConfig) -> Numerics:
+        """With the kernels that a model of `config` is trained with. Raises UserError for what cannot run."""
+        return replace(self, kernels=resolve(self.asked, config, self.device, self.compile))
 
     def record(self) -> dict[str, Any]:
-        """The facts as JSON, for an attempt's `env.json`."""
-        return asdict(self)
+        """The facts as JSON, for an attempt's `env.json`. What came later is recorded where it is used."""
+        facts = {
+            "device": self.device,
+            "threads": self.threads,
+            "micro_batch": self.micro_batch,
+            "torch": self.torch,
+            "processor": self.processor,
+            "kernels": self.kernels.label,
+            "world": self.world,
+        }
+        if self.kernels.liger:
+            facts["liger"] = version()
+        if self.compile:
+            facts["compile"] = True
+        if self.activation_checkpointing != "off":
+            facts["activation_checkpointing"] = self.activation_checkpointing
+        return facts
 
     @property
     def look_every(self) -> int:

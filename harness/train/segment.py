@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import transformers
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
@@ -22,9 +23,12 @@ from harness.store.markers import Damaged
 from harness.study.errors import UserError
 from harness.train.average import WeightAverage, decay_at
 from harness.train.checkpoint import load_average, load_cursor, load_optimizer, remove_leftovers
+from harness.train.collector import Collector, held_back
 from harness.train.keeper import Keeper, Onlooker
+from harness.train.kernels import applied
+from harness.train.layers import prepare_layers
 from harness.train.loop import Loop, piece_at
-from harness.train.model import load_config, load_model
+from harness.train.model import config_from_fields, load_config, load_model
 from harness.train.numerics import Numerics
 from harness.train.optimizer import build_optimizer
 from harness.train.packing import check_isolation
@@ -87,6 +91,7 @@ def train_segment(
         if done is not None:
             return Outcome(**done)
         segment = states.read_segment(state)
+        settings = replace(settings, numerics=settings.numerics.for_model(_base_config(folder)))
         if not ranks.leads:
             return _follow(folder, segment, settings, ranks)
         return _attempt(folder, segment, settings, progress, extra, ranks)
@@ -112,9 +117,9 @@ def _attempt(
     """Train as rank 0, or alone."""
     attempt = begin(folder.state(segment["id"]), _environment(settings))
     try:
-        with StopRequest() as stop, ranks.together():
+        with StopRequest() as stop, ranks.together(), ExitStack() as stack:
             start = _start(ranks, lambda: _find_start(folder, segment, attempt, extra))
-            loop = prepare(folder, segment, start, settings.numerics, ranks)
+            loop = prepare(folder, segment, start, settings.numerics, ranks, stack)
             keeper = Keeper(folder, segment, attempt, start, settings.keep, progress)
             outcome = _train(loop, segment, start, keeper, settings, stop, ranks)
     except Fenced as reason:
@@ -131,9 +136,9 @@ def _attempt(
 def _follow(folder: Folder, segment: Mapping[str, Any], settings: TrainSettings, ranks: Ranks) -> Outcome:
     """Train as another rank than 0: the same updates, and no word of them."""
     try:
-        with StopRequest() as stop, ranks.together():
+        with StopRequest() as stop, ranks.together(), ExitStack() as stack:
             start = _start(ranks)
-            loop = prepare(folder, segment, start, settings.numerics, ranks)
+            loop = prepare(folder, segment, start, settings.numerics, ranks, stack)
             return _train(loop, segment, start, Onlooker(), settings, stop, ranks)
     except RankFailed as reason:
         if reason.kind == Fenced.__name__:
@@ -165,6 +170,18 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
+
+
+def _base_config(folder: Folder) -> PretrainedConfig:
+    """The base model's configuration, from its manifest."""
+    return config_from_fields(_base(folder)["config"])
+
+
+def _base(folder: Folder) -> Mapping[str, Any]:
+    base = manifests.read_base(folder)
+    if base is None:
+        raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
+    return base
 
 
 def _find_start(
@@ -199,17 +216,37 @@ def _train(
     ranks: Ranks,
 ) -> Outcome:
     """Update after update from `start` on. Every rank decides alike: from equal figures and what they agreed on."""
-    end, every = segment["tokens_to"], settings.checkpoint_every
+    end = segment["tokens_to"]
     if start.own and start.tokens == end:  # killed between its last checkpoint and its marker
         keeper.finished_before(loop)
         return Outcome("trained", end, 0)
     told = ranks.agree(stop.number)
+    with held_back() as garbage:
+        return _updates(loop, segment, keeper, settings, stop, ranks, told, garbage)
+
+
+def _updates(
+    loop: Loop,
+    segment: Mapping[str, Any],
+    keeper: Onlooker,
+    settings: TrainSettings,
+    stop: StopRequest,
+    ranks: Ranks,
+    told: int,
+    garbage: Collector,
+) -> Outcome:
+    end, every = segment["tokens_to"], settings.checkpoint_every
+    first = True
     while True:
         if told or keeper.steps == settings.stop_after_steps:
             keeper.stopped(loop, told)
             return Outcome("stopped", loop.tokens, keeper.steps)
         began = loop.tokens
         loop.update()
+        if first:
+            keeper.ran(loop)
+            first = False
+        garbage.after_update()
         told = ranks.agree(stop.number)
         steps = keeper.steps + loop.unseen
         due = every is not None and loop.tokens // every > began // every
@@ -231,24 +268,32 @@ def _train(
             return Outcome("trained", end, keeper.steps)
 
 
-def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: Numerics, ranks: Ranks = ALONE) -> Loop:
+def prepare(
+    folder: Folder,
+    segment: Mapping[str, Any],
+    start: Start,
+    numerics: Numerics,
+    ranks: Ranks = ALONE,
+    stack: ExitStack | None = None,
+) -> Loop:
     """Model, optimizer and data as they were when the checkpoint `start` was written, as this segment wants them.
 
-    Raises UserError when a batch cannot be divided among the ranks, or when they run on unequal machines.
+    stack: what is changed of the process while the segment is trained is put back when it is closed. Raises UserError
+    when a batch cannot be divided among the ranks, or when they run on unequal machines.
     """
     science = _constant_science(segment)
     context = science["context"]
     ranks.check_rows(science["batch_tokens"], context["length"])
     _check_numerics(numerics, ranks)
-    base = manifests.read_base(folder)
-    if base is None:
-        raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
+    base = _base(folder)
     config = load_config(start.path / "model")
     length, positions = context["length"], base["max_positions"]
     set_context(config, resolve_rope(context["rope"], base["rope"], length, positions), length, positions)
     model = load_model(start.path / "model", config).to(numerics.device)
     if context["documents"] == "masked":
         check_isolation(model)
+    (stack or ExitStack()).enter_context(applied(model, numerics.kernels))
+    prepare_layers(model, numerics)
     optimizer = build_optimizer(model, science["optimizer"])
     if not switches_optimizer(segment["pieces"], start.tokens):
         load_optimizer(start.path, model, optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,13 +63,13 @@ def test_bf16_logits_give_an_fp32_loss_and_a_bf16_gradient() -> None:
 def _gradients(rows: int) -> tuple[dict[str, torch.Tensor], float]:
     """Gradients of one batch of 8 rows, `rows` at a time, and its loss."""
     pieces = [build.piece(0, 8 * build.LENGTH, batch_tokens=8 * build.LENGTH)]
-    numerics = build.NUMERICS.__class__(**{**build.NUMERICS.record(), "micro_batch": rows * build.LENGTH})
+    numerics = replace(build.NUMERICS, micro_batch=rows * build.LENGTH)
     loop = build.loop(pieces, numerics)
-    batch = loop.loader.next()
-    labels = int((batch.labels != -100).sum())
+    batch = loop.feed.next()
+    labels = sum(batch.labels)
     forwards: list[int] = []
     loop.forward.register_forward_hook(lambda module, given, losses: forwards.append(len(given[0].source)))
-    figures = loop._accumulate_gradients(batch, pieces[0]["science"], labels)
+    figures = loop._accumulate_gradients(batch, pieces[0]["science"])
     assert forwards == [rows] * (8 // rows)
     return build.gradients(loop.model), float(figures[:-1].sum()) / labels
 
@@ -86,11 +87,11 @@ def test_the_mean_of_micro_batch_means_is_another_loss() -> None:
     """Why sums are accumulated: rows differ in how many labels they have, most of all with masked documents."""
     pieces = [build.piece(0, 8 * build.LENGTH, batch_tokens=8 * build.LENGTH)]
     loop = build.loop(pieces)
-    batch = loop.loader.next()
+    rows = loop.feed.next().rows
     whole, _ = _gradients(8)
     for row in range(8):
-        logits = loop.forward.logits(batch.input_ids[row : row + 1], batch.position_ids[row : row + 1], "fp32")
-        labels = torch.from_numpy(batch.labels[row : row + 1])
+        logits = loop.forward.logits(rows.input_ids[row : row + 1], rows.position_ids[row : row + 1])
+        labels = rows.labels[row : row + 1]
         (functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) / 8).backward()
     naive = build.gradients(loop.model)
     differences = [float((naive[name] - whole[name]).norm() / whole[name].norm()) for name in whole]

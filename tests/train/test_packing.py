@@ -27,7 +27,7 @@ def _run(model_type: str, ids: np.ndarray, positions: np.ndarray, parts: list[sl
     loop = build.loop([build.piece(0, build.BATCH)], trained=build.model(model_type))
     logits = []
     for part in parts:
-        out = loop.forward.logits(ids[:, part], positions[:, part], "fp32")
+        out = loop.forward.logits(torch.from_numpy(ids[:, part]), positions[:, part])
         # The last token of a document has no label.
         labels = torch.from_numpy(ids[:, part]).roll(-1, dims=1)
         ends = np.append(positions[:, part][0, 1:] == 0, True)
@@ -55,7 +55,7 @@ def test_a_changed_neighbour_changes_nothing(family: str) -> None:
     mutated = ids.copy()
     mutated[0, :6] = (mutated[0, :6] + 1) % build.VOCABULARY
     loop = build.loop([build.piece(0, build.BATCH)], trained=build.model(family))
-    before, after = (loop.forward.logits(rows, positions, "fp32") for rows in (ids, mutated))
+    before, after = (loop.forward.logits(torch.from_numpy(rows), positions) for rows in (ids, mutated))
     assert torch.equal(before[0, 6:], after[0, 6:])
     assert not torch.equal(before[0, :6], after[0, :6])
 
@@ -66,7 +66,7 @@ def test_joined_rows_see_what_stands_before_them() -> None:
     mutated = ids.copy()
     mutated[0, 0] = (mutated[0, 0] + 1) % build.VOCABULARY
     loop = build.loop([build.piece(0, build.BATCH)])
-    before, after = (loop.forward.logits(rows, positions, "fp32") for rows in (ids, mutated))
+    before, after = (loop.forward.logits(torch.from_numpy(rows), positions) for rows in (ids, mutated))
     assert not torch.equal(before[0, -1], after[0, -1])
 
 
@@ -95,7 +95,7 @@ def test_a_model_with_sliding_windows_keeps_its_windows_and_its_documents_apart(
     ids = np.random.default_rng(0).integers(1, build.VOCABULARY, size=(1, 12))
     loop = build.loop([build.piece(0, build.BATCH)], trained=window)
     plain = window(input_ids=torch.from_numpy(ids)).logits
-    torch.testing.assert_close(loop.forward.logits(ids, np.arange(12)[None], "fp32"), plain)
+    torch.testing.assert_close(loop.forward.logits(torch.from_numpy(ids), np.arange(12)[None]), plain)
 
 
 def test_an_architecture_that_mixes_documents_is_refused() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from harness.data.loader import Loader
 from harness.plan.schedule import rate
 from harness.store import states
 from harness.store.atomic import read_json_lines
@@ -90,13 +91,12 @@ def test_metrics_say_what_each_update_did(tmp_path: Path) -> None:
 
 def test_losses_per_source_weigh_up_to_the_loss() -> None:
     loop = build.loop([piece(0, BATCH)])
-    batch = loop.loader.next()
-    loop.loader = build.loop([piece(0, BATCH)]).loader
+    loader = Loader(loop.pieces, build.token_sources())
+    batch = loader.next()
     loop.update()
     (update,) = loop.look()
     counts = {
-        name: int((batch.labels[batch.source == index] != -100).sum())
-        for index, name in enumerate(loop.loader.source_names)
+        name: int((batch.labels[batch.source == index] != -100).sum()) for index, name in enumerate(loader.source_names)
     }
     weighed = sum(counts[name] * loss for name, loss in update.loss_by_source.items()) / sum(counts.values())
     assert update.loss == pytest.approx(weighed, rel=1e-6) and update.labels == sum(counts.values())

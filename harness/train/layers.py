@@ -1,0 +1,71 @@
+"""What is done to a model's layers as they are: activations computed again in the backward, and compilation.
+
+Both work on the layers in place, so parameters keep their names and a checkpoint is the same with them and without.
+Activation checkpointing first: a compiled layer then holds its own recomputation. Sharding comes after both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from harness.study.errors import UserError
+from harness.train.numerics import Numerics
+
+# What `selective` keeps: results of the dear operations, matrix products and attention. The rest (norms, activations,
+# rotations) is memory traffic that is cheap to do again.
+_aten = torch.ops.aten
+_KEPT = frozenset(
+    {
+        _aten.mm.default,
+        _aten.addmm.default,
+        _aten.bmm.default,
+        _aten._scaled_dot_product_flash_attention.default,
+        _aten._scaled_dot_product_efficient_attention.default,
+        _aten._scaled_dot_product_cudnn_attention.default,
+        _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
+
+
+def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The repeated layers of a model, in order. Raises UserError for a model that is not built of such."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"a {model.config.model_type} model is not built of layers that could be taken one by one.")
+    return layers
+
+
+def prepare_layers(model: PreTrainedModel, numerics: Numerics) -> None:
+    """Do to the layers of `model` what `numerics` says."""
+    if numerics.activation_checkpointing != "off":
+        contexts: dict[str, Any] = {}
+        if numerics.activation_checkpointing == "selective":
+            contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+        for layer in decoder_layers(model):
+            _recompute(layer, contexts)
+    if numerics.compile:
+        for layer in decoder_layers(model):
+            layer.compile(dynamic=False)
+
+
+def _recompute(layer: nn.Module, contexts: dict[str, Any]) -> None:
+    forward: Callable[..., Any] = layer.forward
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        # Nothing in a forward is random, so there is no random state to put back.
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **contexts, **kwargs)
+
+    layer.forward = recomputed
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operation in _KEPT
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
