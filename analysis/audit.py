@@ -13,7 +13,7 @@ from analysis.frame import Frame
 from harness.store import attempts, metrics
 
 # What an attempt's environment says about what it computed; host, user and process say nothing about it.
-COMPUTED = ("numerics", "code", "versions")
+COMPUTED = ("numerics", "code", "versions", "ran")
 
 HEX = re.compile("[0-9a-f]{40,}")
 

@@ -124,8 +124,23 @@ def _attempt(state: StateFolder, number: int, events: Sequence[Mapping[str, Any]
         kept=max(kept, default=began),
         tokens=max(0, int(last.get("tokens") or began) - began),
         seconds=_seconds(events, last, ended),
-        environment=environment,
+        environment={**environment, **_ran(events)},
     )
+
+
+def _ran(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the first forward of an attempt was seen to run; nothing for attempts that did not look yet."""
+    said = next((event for event in events if event.get("kind") == "kernels"), None)
+    if said is None:
+        return {}
+    facts = {"attention": said["attention"]}
+    if said.get("why"):
+        facts["kernels"] = said["why"]
+    if said.get("sdpa"):
+        facts["sdpa"] = ", ".join(said["sdpa"])
+    if said.get("launched"):
+        facts["launched"] = ", ".join(f"{name} {count}x" for name, count in sorted(said["launched"].items()))
+    return {"ran": facts}
 
 
 def _seconds(events: Sequence[Mapping[str, Any]], last: Mapping[str, Any], ended: Mapping[str, Any]) -> float | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.launch.work import Order, Result
 from harness.launch.worker import Progress
@@ -73,16 +74,18 @@ def _evaluate(folder: Folder, order: Order, progress: Progress) -> Result:
     return Result("evaluated")
 
 
+NUMERICS = ("device", "threads", "micro_batch", "kernels", "compile", "activation_checkpointing")
+
+
 def _numerics(order: Order) -> Numerics:
-    wanted: dict[str, Any] = {name: order.settings[name] for name in ("device", "threads", "micro_batch")}
-    return _fixed(**wanted)
+    return _fixed(json.dumps({name: order.settings[name] for name in NUMERICS if name in order.settings}))
 
 
 @lru_cache(maxsize=1)
-def _fixed(device: str, threads: int, micro_batch: int | None) -> Numerics:
+def _fixed(wanted: str) -> Numerics:
     """This process's numerics, set once: a worker serves one class."""
     from harness.train.numerics import Numerics, set_threads
 
-    numerics = Numerics.resolve(device, threads, micro_batch)
+    numerics = Numerics.resolve(**json.loads(wanted))
     set_threads(numerics)
     return numerics

@@ -160,11 +160,21 @@ def numerics_of(folder: Folder, run: str) -> dict[str, Any]:
                     "device": recorded["device"],
                     "threads": recorded["threads"],
                     "micro_batch": recorded["micro_batch"],
+                    "kernels": _kernels(recorded["kernels"]),
+                    "compile": recorded.get("compile", False),
+                    "activation_checkpointing": recorded.get("activation_checkpointing", "off"),
                     "checkpoint_every": None,
                     "keep": "last",
                     "code": code.provenance(),
                 }
     raise UserError(f"{run} was never trained in {folder.root}, so there is nothing to compare with.")
+
+
+def _kernels(recorded: str) -> str | dict[str, str]:
+    """`launch.kernels` that gives what an attempt recorded: a word, or each part that was not torch's."""
+    if " " not in recorded:
+        return recorded
+    return dict(part.split(" ") for part in recorded.split(", "))  # type: ignore[misc]
 
 
 def alone(folder: Folder, run: str, quiet: bool) -> list[Point]:

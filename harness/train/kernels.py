@@ -198,10 +198,31 @@ def _apply(model: PreTrainedModel, kernels: Kernels) -> None:
         every = [*IN_THE_LAYERS, "geglu", "layer_norm", "relu_squared", "cross_entropy", LOSS]
         chosen = dict.fromkeys(every, False) | {name: True for part in layers for name in _names(part, config)}
         monkey_patch._apply_liger_kernel_to_instance(model=model, **chosen)
+        if "rms_norm" in layers:
+            _complete_norms(model)
     for part in layers:
         inactive = _inactive(part, model)
         if inactive is not None:
             raise UserError(f"Liger's {part} was asked for and is not active: {inactive}.")
+
+
+_OF_A_NORM = ("offset", "casting_mode", "variance_epsilon", "in_place", "row_mode", "impl", "mode")
+
+
+def _complete_norms(model: PreTrainedModel) -> None:
+    """Liger 0.8 passes over some norms of a built model (those of OLMo 2's queries and keys), though its patch of the
+    class would take them: they are given what their siblings of the same class were given."""
+    norms = [child for child in model.modules() if type(child).__name__.endswith("RMSNorm")]
+    done = {type(child): child for child in norms if _is_ligers(child.forward)}
+    for child in norms:
+        sibling = done.get(type(child))
+        if sibling is None or _is_ligers(child.forward):
+            continue
+        for name in _OF_A_NORM:
+            if name in vars(sibling) and name not in vars(child):
+                setattr(child, name, getattr(sibling, name))
+        child.forward = sibling.forward.__func__.__get__(child)
+        child._get_name = sibling._get_name.__func__.__get__(child)
 
 
 def _inactive(part: str, model: PreTrainedModel) -> str | None:

@@ -221,7 +221,7 @@ def _train(
         keeper.finished_before(loop)
         return Outcome("trained", end, 0)
     told = ranks.agree(stop.number)
-    with held_back() as garbage:
+    with held_back(settings.numerics.device) as garbage:
         return _updates(loop, segment, keeper, settings, stop, ranks, told, garbage)
 
 

@@ -205,7 +205,7 @@ def test_rank_0_alone_writes_and_records_how_many_there_were(pair: tuple[StudyFo
     assert state.attempt_numbers() == [0]
     assert read_json(state.attempt(0) / "env.json")["numerics"] == {**build.NUMERICS.record(), "world": 2}
     kinds = [event["kind"] for event in read_json_lines(state.events)]
-    assert kinds == ["attempt_started", "checkpoint", "finished"]
+    assert kinds == ["attempt_started", "kernels", "checkpoint", "finished"]
     assert read_json(state.attempt(0) / "exit.json")["outcome"] == "trained"
     assert together(study, name, 2) == [{"kind": "trained", "tokens": END, "steps": 0}] * 2
 

@@ -6,9 +6,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.study.blocks import Block, Duration, ExactTokens, Kept, Size, choice
+from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Duration, ExactTokens, Kept, Size, choice
 from harness.study.schema.scalars import Count, Positive
 from harness.study.schema.slurm import ResourcesRule, SlurmOptions
+
+OneKernel = Annotated[Literal["torch", "liger"], choice("torch", "liger")]
+
+
+class KernelsSpec(Block):
+    """Whose kernel does each part of the model; torch's where nothing is written."""
+
+    rope: OneKernel = Field("torch", description="torch or liger: rotary position embedding")
+    rms_norm: OneKernel = Field("torch", description="torch or liger: RMSNorm")
+    swiglu: OneKernel = Field("torch", description="torch or liger: the gated MLP's activation (GeGLU, too)")
+    fused_linear_cross_entropy: Annotated[Literal["torch", "liger", "chunked"], choice("torch", "liger", "chunked")] = (
+        Field(
+            "torch",
+            description="torch (logits of whole rows), liger, or chunked (torch, a chunk of tokens at a time)",
+        )
+    )
+
+
+KernelsWord = Annotated[Literal["auto", "torch", "liger"], choice("auto", "torch", "liger"), TEXT]
 
 
 class LaunchSpec(Block):
@@ -18,6 +37,19 @@ class LaunchSpec(Block):
         "auto", description="cpu, cuda or auto"
     )
     micro_batch: Size | None = Field(None, description="tokens per forward pass, such as 2^14")
+    kernels: Annotated[KernelsWord | Annotated[KernelsSpec, MAPPING], TEXT_OR_MAPPING] = Field(
+        "auto",
+        description="auto (Liger's where it runs, torch's on a CPU), torch, liger (all of them, or an error), or a "
+        "mapping of rope, rms_norm, swiglu, fused_linear_cross_entropy",
+    )
+    compile: bool = Field(False, description="true for torch.compile of the model's layers, or false")
+    activation_checkpointing: Annotated[Literal["off", "full", "selective"], choice("off", "full", "selective")] = (
+        Field(
+            "off",
+            description="off, full (a layer's activations are computed again in the backward) or selective (all "
+            "but matrix products and attention)",
+        )
+    )
     checkpoint_every: ExactTokens | None = Field(None, description="tokens between checkpoints, or null")
     nodes: Count = Field(1, description="a positive whole number of machines per run; more than one needs a cluster")
     gpus: Count = Field(1, description="a positive whole number of GPUs per machine; more than one needs a cluster")
