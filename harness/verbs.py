@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.launch.run import ExecutorName, Options, Report
+    from harness.train.measure import Setting
 
 DONE, SOME_FAILED = 0, 1
 
@@ -279,6 +280,61 @@ def bench_share(options: argparse.Namespace) -> int:
         raise CallError("`bench share` measures this machine; choose the executor local or debug.")
     asked = Options(options.study, None, tuple(options.set), _executor(options), options.jobs)
     return _figures(bench(asked, listener_for(options.json)), options)
+
+
+def bench_train(options: argparse.Namespace) -> int:
+    from harness.launch.progress import listener_for
+    from harness.train import bench_train as bench
+
+    beside = bench.Beside(options.best, options.trainer, options.by_source)
+    note = listener_for(options.json).note
+    found = bench.bench_train(_speed_setting(options), _variants(options), options.rounds, beside, note)
+    if options.save is not None:
+        note(f"kept in {bench.save(found, options.save)}")
+    return _json(found) if options.json else _say(bench.text(found))
+
+
+def bench_fit(options: argparse.Namespace) -> int:
+    from harness.launch.progress import listener_for
+    from harness.train import bench_train as bench
+
+    found = bench.bench_fit(_speed_setting(options), _variants(options), listener_for(options.json).note)
+    return _json(found) if options.json else _say(bench.fit_text(found))
+
+
+def _variants(options: argparse.Namespace) -> list[str]:
+    from harness.study.errors import nearest
+    from harness.train.bench_train import VARIANTS
+
+    for name in options.kernels:
+        if name not in VARIANTS:
+            raise CallError(f"`--kernels {name}` is not known; {nearest(name, VARIANTS)}")
+    return list(options.kernels)
+
+
+def _speed_setting(options: argparse.Namespace) -> Setting:
+    from harness.train.measure import Setting
+    from harness.train.numerics import Numerics
+
+    device = Numerics.resolve(options.device).device
+    rows = 4 if device == "cpu" else max(4, (1 << 15) // options.context)
+    setting = Setting(
+        model=options.model,
+        context=options.context,
+        batch=options.batch or rows * options.context,
+        micro_batch=options.micro_batch,
+        precision=options.precision or ("fp32" if device == "cpu" else "bf16-mixed"),
+        documents=options.documents,
+        device=device,
+        threads=options.threads,
+        updates=options.updates,
+    )
+    if setting.batch % setting.context:
+        raise CallError(f"`--batch {setting.batch}` is no whole number of rows of {setting.context} tokens.")
+    micro_batch = setting.micro_batch or setting.batch
+    if micro_batch % setting.context or setting.batch % micro_batch:
+        raise CallError(f"`--micro-batch {micro_batch}` must divide {setting.batch} into rows of {setting.context}.")
+    return setting
 
 
 def _figures(found: dict[str, Any], options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
 """How documents in one row are kept apart, without a mask of the row's square where rows are long.
 
     joined          one document a row, as far as attention goes: plain causal attention
-    dense           one additive mask [rows, 1, length, length], handed to every layer; rows up to DENSE_LIMIT on a CPU
-    by-document     each document attends by itself, plain causal; longer rows on a CPU
+    dense           one additive mask [rows, 1, length, length], handed to every layer; short rows on a CPU
+    by-document     each document attends by itself, plain causal; rows above DENSE_LIMIT on a CPU
     flex            FlexAttention with a block mask (torch.nn.attention.flex_attention), on a GPU
     library         layers differ in what they may see (sliding windows): transformers builds the masks from positions
 
@@ -25,7 +25,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from harness.study.errors import UserError
 from harness.train.packing import document_mask, single_mask_serves
 
-DENSE_LIMIT = 4096
+# Above it a call for each document costs less than attending to everything and masking most of it.
+DENSE_LIMIT = 512
+LIBRARY_LIMIT = 4096  # the longest row for which transformers may build a mask of its square
 BY_DOCUMENT = "ablate_by_document"  # its name among transformers' attention functions
 
 Kind = Literal["joined", "dense", "by-document", "flex", "library"]
@@ -39,11 +41,11 @@ def choose(config: PretrainedConfig, context: Mapping[str, Any], device: str) ->
         return "flex"
     if single_mask_serves(config):
         return "dense" if context["length"] <= DENSE_LIMIT else "by-document"
-    if context["length"] > DENSE_LIMIT:
+    if context["length"] > LIBRARY_LIMIT:
         raise UserError(
             f"`context.documents: masked` in rows of {context['length']} on a CPU: the layers of a {config.model_type} "
             f"model see different windows, which only a mask of the row's square could say here, and those end at "
-            f"{DENSE_LIMIT} positions. Use a GPU, shorter rows or `documents: joined`."
+            f"{LIBRARY_LIMIT} positions. Use a GPU, shorter rows or `documents: joined`."
         )
     return "library"
 

@@ -32,7 +32,7 @@ def test_by_document_attention_is_that_of_the_dense_mask(family: str, monkeypatc
     ids, positions = _rows()
 
     def run(kind: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        monkeypatch.setattr(attention, "DENSE_LIMIT", 4096 if kind == "dense" else 1)
+        monkeypatch.setattr(attention, "DENSE_LIMIT", 512 if kind == "dense" else 1)
         loop = build.loop([build.piece(0, build.BATCH)], trained=build.model(family))
         assert loop.forward.attention.kind == kind
         logits = loop.forward.logits(ids, positions)
@@ -65,8 +65,8 @@ def test_long_masked_rows_never_make_a_mask_of_their_square(monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("device", "length", "documents", "kind"),
     [
-        ("cpu", 4096, "masked", "dense"),
-        ("cpu", 8192, "masked", "by-document"),
+        ("cpu", 512, "masked", "dense"),
+        ("cpu", 1024, "masked", "by-document"),
         ("cpu", 8192, "joined", "joined"),
         ("cuda", 2048, "masked", "flex"),
         ("cuda", 65536, "masked", "flex"),

@@ -1,0 +1,340 @@
+"""`ablate bench train` and `ablate bench fit`: what a model trains at here, and the launch settings that do best.
+
+Every figure is measured in a process of its own (`train.measure`), in rounds whose order alternates, so that what the
+machine does meanwhile hits all of them; a figure is the median over all updates of all rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.plan.cost import ModelShape
+from harness.study.errors import UserError
+from harness.train.kernels import resolve
+from harness.train.measure import Setting, as_json
+from harness.train.model import shape_of
+from harness.train.numerics import Numerics
+from harness.train.shapes import shape_config
+
+FUSED = "fused_linear_cross_entropy"
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "torch": {"kernels": "torch"},
+    "torch+compile": {"kernels": "torch", "compile": True},
+    "chunked": {"kernels": {FUSED: "chunked"}},
+    "chunked+compile": {"kernels": {FUSED: "chunked"}, "compile": True},
+    "liger": {"kernels": "liger"},
+    "liger+compile": {"kernels": {FUSED: "liger"}, "compile": True},  # the compiler fuses the layers itself
+}
+FORMULAS = {
+    "model_flops": "6 N + 6 L d T a token: N parameters of matrix products (with the head, tied or not, without the "
+    "embedding look-up), L layers of attention width d, context T, causal",
+    "mfu_causal": "model_flops / peak",
+    "mfu_full": "(6 N + 12 L d T) / peak: PaLM's count (2204.02311, appendix B), masked half included",
+}
+# Dense bf16 peak in FLOP/s of one device, by what its name holds; the first that fits.
+PEAKS: Sequence[tuple[str, float]] = (
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+)
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One row of the bench."""
+
+    name: str
+    micro_batch: int
+    tokens_per_second: float
+    tflops: float
+    mfu_full: float | None
+    mfu_causal: float | None
+    peak_bytes: int
+    loader_share: float
+    look_share: float
+    activation_checkpointing: str
+    ran: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is measured beside each variant at one micro-batch. best: each at its own best one. trainer: the peer.
+    by_source: each with a mixture of two sources, whose losses are told apart."""
+
+    best: bool = False
+    trainer: bool = False
+    by_source: bool = False
+
+
+def bench_train(base: Setting, names: Sequence[str], rounds: int, beside: Beside, note: Note) -> dict[str, Any]:
+    """Figures of each variant, and what is asked for beside them.
+
+    names: of VARIANTS, empty for those that run here. Raises UserError for a name that cannot run here.
+    """
+    variants, left_out = _variants(base, names)
+    fitted = {name: fit(replace(base, **VARIANTS[name]), note) for name in variants} if beside.best else {}
+    equal = base.micro_batch or min((found.micro_batch or base.batch for found in fitted.values()), default=base.batch)
+    settings = {name: replace(base, micro_batch=equal, **VARIANTS[name]) for name in variants}
+    settings |= {f"{name} at its best": setting for name, setting in fitted.items()}
+    if beside.by_source:
+        settings |= {f"{name}, 2 sources": replace(settings[name], sources=2) for name in variants}
+    if beside.trainer:
+        settings["Trainer"] = replace(base, micro_batch=equal, kernels="torch", trainer=True)
+    measured = _in_rounds(settings, rounds, note)
+    ours = next(iter(measured.values()))["numerics"]
+    config = shape_config(base.model, base.context)
+    shape, peak = _shape(config), _peak(ours["processor"])
+    found: dict[str, Any] = {
+        "bench": "train",
+        "device": ours["processor"],
+        "torch": ours["torch"],
+        "model": base.model,
+        "parameters": shape.total,
+        "settings": {k: v for k, v in asdict(base).items() if k not in ("model", "kernels", "compile", "trainer")},
+        "rounds": rounds,
+        "formulas": FORMULAS,
+        "peak_flops": peak,
+        "equal_micro_batch": equal,
+        "rows": [
+            asdict(_figures(name, settings[name], one, shape, peak))
+            for name, one in measured.items()
+            if name != "Trainer"
+        ],
+        "left_out": left_out,
+    }
+    if beside.trainer:
+        found["trainer"] = _against_the_peer(measured, shape)
+    return found
+
+
+def _variants(base: Setting, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Variants that run here, and why the others do not."""
+    config = shape_config(base.model, base.context)
+    numerics = Numerics.resolve(base.device, base.threads)
+    run, left_out = [], {}
+    for name, changes in VARIANTS.items():
+        if names and name not in names:
+            continue
+        if name.startswith("chunked") and not names and numerics.device == "cuda":
+            continue
+        try:
+            resolve(changes["kernels"], config, numerics.device, bool(changes.get("compile")))
+        except UserError as error:
+            if names:
+                raise
+            left_out[name] = str(error)
+        else:
+            run.append(name)
+    return run, left_out
+
+
+def _in_rounds(settings: Mapping[str, Setting], rounds: int, note: Note) -> dict[str, dict[str, Any]]:
+    """Measurements of each setting, updates of all rounds together; the order turns round after round."""
+    order = list(settings)
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in order}
+    for number in range(rounds):
+        for name in order:
+            one = run(settings[name])
+            if one.get("oom"):
+                raise UserError(f"{name}: out of memory at {settings[name].micro_batch} tokens a forward; use less.")
+            found[name].append(one)
+            note(f"round {number + 1} of {rounds}: {name}: {one['tokens_per_second']:,.0f} tokens/s")
+        order.reverse()
+    return {name: _together(settings[name], measured) for name, measured in found.items()}
+
+
+def _together(setting: Setting, measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    seconds = [second for one in measured for second in one["seconds"]]
+    whole = {**measured[0], "seconds": seconds, "update_seconds": statistics.median(seconds)}
+    for name in ("loader_share", "look_share"):
+        if name in whole:
+            whole[name] = statistics.median(one[name] for one in measured)
+    return {**whole, "tokens_per_second": setting.batch / whole["update_seconds"]}
+
+
+def run(setting: Setting) -> dict[str, Any]:
+    """A measurement in a process of its own. Raises UserError where it fails for another reason than memory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.train.measure"], input=as_json(setting), capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    if done.returncode == -9:
+        return {"oom": True}  # the machine's memory
+    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    raise UserError(f"measuring {setting.model} failed: {last}")
+
+
+def _figures(
+    name: str, setting: Setting, measured: Mapping[str, Any], shape: ModelShape, peak: float | None
+) -> Figures:
+    speed = measured["tokens_per_second"]
+    causal = shape.flops_per_token(setting.context)
+    full = 2 * causal - 6 * shape.matmul
+    return Figures(
+        name=name,
+        micro_batch=setting.micro_batch or setting.batch,
+        tokens_per_second=round(speed, 1),
+        tflops=speed * causal / 1e12,
+        mfu_full=None if peak is None else speed * full / peak,
+        mfu_causal=None if peak is None else speed * causal / peak,
+        peak_bytes=measured["peak_bytes"],
+        loader_share=measured["loader_share"],
+        look_share=measured["look_share"],
+        activation_checkpointing=setting.activation_checkpointing,
+        ran=measured["ran"],
+    )
+
+
+def _against_the_peer(measured: Mapping[str, Mapping[str, Any]], shape: ModelShape) -> dict[str, Any]:
+    """transformers' Trainer beside each row: how many times faster ours is, and how far apart the first losses are."""
+    peer = measured["Trainer"]
+    ratios = {
+        name: peer["update_seconds"] / one["update_seconds"] for name, one in measured.items() if name != "Trainer"
+    }
+    count = min(20, len(peer["losses"]))
+    apart = {
+        name: max(abs(a - b) / abs(b) for a, b in zip(one["losses"][:count], peer["losses"][:count], strict=True))
+        for name, one in measured.items()
+        if name != "Trainer" and not name.endswith("2 sources")
+    }
+    return {
+        "tokens_per_second": round(peer["tokens_per_second"], 1),
+        "peak_bytes": peer["peak_bytes"],
+        "times_faster": ratios,
+        "first_losses_compared": count,
+        "largest_relative_difference": apart,
+    }
+
+
+def fit(base: Setting, note: Note) -> Setting:
+    """`base` with the micro-batch (and, on a GPU where even a row does not fit, the activation checkpointing) at which
+    it is fastest. On a GPU sizes grow until memory is full. Raises UserError when nothing fits."""
+    for activations in ("off", "selective", "full"):
+        best: tuple[float, Setting] | None = None
+        for setting in _sizes(replace(base, activation_checkpointing=activations)):
+            one = run(setting)
+            if one.get("oom"):
+                note(f"{setting.micro_batch} tokens a forward ({activations}): out of memory")
+                break
+            speed = one["tokens_per_second"]
+            note(f"{setting.micro_batch} tokens a forward ({activations}): {speed:,.0f} tokens/s")
+            if best is None or speed > best[0]:
+                best = speed, setting
+        if best is not None:
+            return best[1]
+    raise UserError(f"not one row of {base.context} tokens of {base.model} fits, whatever is computed again.")
+
+
+def _sizes(base: Setting) -> Iterator[Setting]:
+    """Settings with 1, 2, 4, ... rows a forward that divide the batch."""
+    rows = base.batch // base.context
+    each = 1
+    while each <= rows:
+        if rows % each == 0:
+            yield replace(base, micro_batch=each * base.context)
+        each *= 2
+
+
+def bench_fit(base: Setting, names: Sequence[str], note: Note) -> dict[str, Any]:
+    """The `launch` block at which `base` trains fastest here: kernels, compilation, micro-batch, recomputation.
+
+    names: variants to try, empty for all that run here. Short measurements choose; `bench train` gives figures.
+    """
+    variants, left_out = _variants(base, names)
+    tried = {}
+    for name in variants:
+        note(name)
+        setting = fit(replace(base, **VARIANTS[name]), note)
+        tried[name] = (run(setting)["tokens_per_second"], setting)
+    name = max(tried, key=lambda one: tried[one][0])
+    chosen = tried[name][1]
+    launch = {
+        "kernels": chosen.kernels,
+        "compile": chosen.compile,
+        "micro_batch": chosen.micro_batch,
+        "activation_checkpointing": chosen.activation_checkpointing,
+    }
+    return {
+        "bench": "fit",
+        "model": base.model,
+        "context": base.context,
+        "batch": base.batch,
+        "chosen": name,
+        "launch": launch,
+        "tried": {
+            one: {"tokens_per_second": round(speed, 1), "micro_batch": setting.micro_batch}
+            for one, (speed, setting) in tried.items()
+        },
+        "left_out": left_out,
+    }
+
+
+def _shape(config: Any) -> ModelShape:
+    sizes = shape_of(config)
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or sizes.hidden // heads)
+    return ModelShape(sizes.total, sizes.matmul, sizes.layers, width)
+
+
+def _peak(processor: str) -> float | None:
+    """None for a processor whose peak is not known here: no MFU is better than a wrong one."""
+    return next((peak for name, peak in PEAKS if name in processor), None)
+
+
+def save(found: Mapping[str, Any], folder: Path) -> Path:
+    """Keep a bench in `<device>.json` of a folder, in place of an earlier one of the same settings."""
+    path = folder / f"{re.sub('[^a-z0-9]+', '-', str(found['device']).lower()).strip('-')}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"schema": 1, "device": found["device"], "benches": []}
+    same = ("bench", "model", "settings")
+    others = [one for one in kept["benches"] if any(one.get(name) != found[name] for name in same)]
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**kept, "benches": [*others, found]}, indent=1) + "\n")
+    return path
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """The bench as a table of at most 80 columns."""
+    from harness.plan.render import table
+
+    head = ["", "micro-batch", "tokens/s", "TFLOP/s", "MFU full", "causal", "memory", "loader"]
+    rows = [head]
+    for one in found["rows"]:
+        mfu = [f"{100 * one[name]:.1f} %" if one[name] is not None else "-" for name in ("mfu_full", "mfu_causal")]
+        name = one["name"].replace(" at its best", " *")
+        size = f"{one['peak_bytes'] / 2**30:.1f} GiB"
+        figures = [f"{one['micro_batch']:,}", f"{one['tokens_per_second']:,.0f}", f"{one['tflops']:.3g}"]
+        rows.append([name, *figures, *mfu, size, f"{100 * one['loader_share']:.1f} %"])
+    lines = [f"{found['model']}, {found['parameters']:,} parameters, on {found['device']}"]
+    lines.append(table(rows, right=range(1, len(head)), width=80))
+    lines += ["* at its own best micro-batch"] if any(" at its best" in one["name"] for one in found["rows"]) else []
+    if "trainer" in found:
+        peer = found["trainer"]
+        lines.append(f"transformers' Trainer: {peer['tokens_per_second']:,.0f} tokens/s; ours is faster by")
+        lines += [f"  {times:.2f}  {name}" for name, times in peer["times_faster"].items()]
+    lines += [f"left out: {name}: {why}" for name, why in found["left_out"].items()]
+    return "\n".join(lines)
+
+
+def fit_text(found: Mapping[str, Any]) -> str:
+    """What was tried, and the block to put into the study."""
+    lines = [f"{one}: {it['tokens_per_second']:,.0f} tokens/s" for one, it in found["tried"].items()]
+    launch = ", ".join(f"{name}: {_yaml(value)}" for name, value in found["launch"].items())
+    return "\n".join([*lines, "", f"launch: {{{launch}}}"])
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_yaml(inner)}" for name, inner in value.items()) + "}"
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
