@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.plan.canonical import digest
 from harness.plan.schedule import schedule, stage_schedule
-from harness.study.treatment import TRUNK_DATA_SEED, Base, Stage, Treatment
+from harness.study.treatment import TRUNK_DATA_SEED, Base, Context, Stage, Treatment
 
 # A science equal to these says nothing: only the difference is hashed, so an option added later with a neutral default
 # re-keys nothing. A changed default needs a new version, which re-keys everything, as it should.
@@ -188,7 +188,7 @@ class PathBuilder:
         parts = [
             self._part(("lr", *lr.values()), lambda: {"lr": dict(lr)}),
             self._part(("mixture", stage.mixture), lambda: self._mixture(stage)),
-            self._part(("context", stage.context), lambda: {"context": _context(stage)}),
+            self._part(("context", stage.context), lambda: {"context": context_science(stage.context)}),
             self._part(("optimizer", stage.optimizer), lambda: {"optimizer": _optimizer(stage)}),
             self._part(("precision", stage.precision), lambda: {"precision": stage.precision}),
             self._part(("batch", stage.batch_tokens), lambda: {"batch_tokens": stage.batch_tokens}),
@@ -254,17 +254,18 @@ def data_seeds(pieces: Sequence[Piece], change_at: int, seed: int) -> list[int]:
     return [seed if piece.start >= change_at else TRUNK_DATA_SEED for piece in pieces]
 
 
-def _context(stage: Stage) -> dict[str, Any]:
-    declared = stage.context.rope
+def context_science(context: Context) -> dict[str, Any]:
+    """What a path says of its rows."""
+    declared = context.rope
     rope: dict[str, Any] = {"type": declared.type}
     for name in ("theta", "factor", "original"):
         if getattr(declared, name) is not None:
             rope[name] = getattr(declared, name)
     rope |= declared.parameters
     return {
-        "length": stage.context.length,
-        "documents": stage.context.documents,
-        "packing": stage.context.packing,
+        "length": context.length,
+        "documents": context.documents,
+        "packing": context.packing,
         "rope": rope,
     }
 

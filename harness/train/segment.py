@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
+from harness.plan.rope import head_dim
 from harness.store import manifests, states
 from harness.store.attempts import Attempt, Fenced, begin
 from harness.store.kept import before, reaches_multiple
@@ -30,7 +31,7 @@ from harness.train.optimizer import build_optimizer
 from harness.train.packing import check_isolation
 from harness.train.ranks import ALONE, RankFailed, Ranks
 from harness.train.record import Progress
-from harness.train.rope import head_dim, resolve_rope, set_context
+from harness.train.rope import resolve_rope, set_context
 from harness.train.spikes import SpikeWindow, window_of
 from harness.train.start import Start, find_start, from_json, to_json
 from harness.train.switch import begins_cold, carried_over
@@ -249,7 +250,10 @@ def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: 
     config = load_config(start.path / "model")
     length, positions = context["length"], base["max_positions"]
     set_context(
-        config, resolve_rope(context["rope"], base["rope"], length, positions, head_dim(config)), length, positions
+        config,
+        resolve_rope(context["rope"], base["rope"], length, positions, head_dim(config.to_dict())),
+        length,
+        positions,
     )
     model = load_model(start.path / "model", config).to(numerics.device)
     if context["documents"] == "masked":

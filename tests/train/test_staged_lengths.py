@@ -16,12 +16,13 @@ import torch
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from harness.plan.rope import head_dim
 from harness.store import states
 from harness.store.checkpoints import verify
 from harness.store.metrics import read_steps
 from harness.study.errors import UserError
 from harness.train.model import build_model, config_from_fields
-from harness.train.rope import head_dim, resolve_rope, rope_parameters, set_context
+from harness.train.rope import resolve_rope, rope_parameters, set_context
 from harness.train.segment import prepare
 from harness.train.start import Start
 from tests.train import build
@@ -134,7 +135,7 @@ def test_each_stage_s_export_gives_the_logits_of_training_in_a_fresh_plain_trans
 
 def parameters(family: str, rope: dict[str, Any], length: int) -> tuple[Any, dict[str, Any]]:
     config = config_from_fields(fields(family))
-    resolved = resolve_rope(rope, rope_parameters(config), length, OWN, head_dim(config))
+    resolved = resolve_rope(rope, rope_parameters(config), length, OWN, head_dim(config.to_dict()))
     assert resolved is not None
     set_context(config, resolved, length, OWN)
     return config, resolved
