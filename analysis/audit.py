@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.frame import Frame
-from harness.store import attempts, metrics
+from harness.store import attempts, metrics, states
+from harness.store.markers import Damaged
 
 # What an attempt's environment says about what it computed; host, user and process say nothing about it.
 COMPUTED = ("numerics", "code", "versions", "ran")
@@ -113,6 +114,31 @@ def nondeterministic(frame: Frame) -> list[tuple[str, int]]:
                 disagreements = metrics.read_steps(frame.folder.state(state)).disagreements
                 found[state] = (run.name, disagreements[0]) if disagreements else None
     return [place for place in found.values() if place is not None]
+
+
+def left_out(frame: Frame) -> list[tuple[str, int]]:
+    """(run, updates) of runs in which `optimizer.skip_spikes` left updates out, as far as they are trained."""
+    counts: dict[str, int] = {}
+    found = []
+    for run in frame.runs:
+        for state in run.path:
+            if state not in counts:
+                counts[state] = _left_out(frame, state)
+        total = sum(counts[state] for state in run.path)
+        if total:
+            found.append((run.name, total))
+    return found
+
+
+def _left_out(frame: Frame, state: str) -> int:
+    folder = frame.folder.state(state)
+    try:
+        done = states.read_done(folder)
+    except Damaged:
+        done = None
+    if done is not None and done.outcome == "trained" and not done.summary.get("skipped"):
+        return 0  # a segment lies within one window: no need to read its updates
+    return sum(bool(row.get("skipped")) for row in metrics.read_steps(folder).rows)
 
 
 def costs(frame: Frame) -> dict[str, Cost]:

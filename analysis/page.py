@@ -95,6 +95,7 @@ def _training(
         "lint": frame.plan.get("lint") or [],
         "facts": audit.facts(frame),
         "nondeterministic": audit.nondeterministic(frame),
+        "left_out": audit.left_out(frame),
         "damaged": frame.damaged,
         "settings": audit.task_settings(frame),
         "evaluation": frame.plan.get("eval") or {},

@@ -153,7 +153,8 @@ def shape(stage: Stage) -> Hashable:
     """What decides how a stage runs, whatever its length and its rates."""
     sources = tuple(name for name, _ in stage.mixture)
     optimizer = stage.optimizer
-    return stage.context, stage.batch_tokens, stage.precision, optimizer.name, optimizer.ema is not None, sources
+    kept = optimizer.name, optimizer.ema is not None, optimizer.skip_spikes is not None  # in a checkpoint
+    return stage.context, stage.batch_tokens, stage.precision, kept, sources
 
 
 def _short_arm(arm: Arm) -> Arm:
@@ -245,6 +246,7 @@ def _describe(stage: Stage) -> str:
     context = stage.context
     rope = "" if context.rope.type == "base" else f" {context.rope.type}"
     optimizer = stage.optimizer.name + (" ema" if stage.optimizer.ema is not None else "")
+    optimizer += " skip_spikes" if stage.optimizer.skip_spikes is not None else ""
     return f"{context.length}{rope} {context.documents} {context.packing}, {stage.precision}, {optimizer}"
 
 

@@ -230,7 +230,8 @@ def _at_work(
 def _progress(row: Mapping[str, Any] | None, bounds: Mapping[str, Any]) -> str:
     start, end = int(bounds["tokens_from"]), int(bounds["tokens_to"])
     reached = max(start, int(row["tokens"])) if row is not None else start
-    return f"{(reached - start) / (end - start):.0%} of {bounds['stage']}"
+    left_out = ", spike left out" if row is not None and row.get("skipped") else ""
+    return f"{(reached - start) / (end - start):.0%} of {bounds['stage']}{left_out}"
 
 
 def _evaluated(folder: Folder, plan: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from harness.plan.lint.context import read_lengths
 from harness.plan.lint.results import lint_results
 from harness.plan.merges import EMA, add_averages
 from harness.plan.observed import NOTHING, Observed, TaskRef
+from harness.plan.rope import check_ropes
 from harness.plan.science import Identities, PathBuilder, Piece, base_science, data_seeds, seeds_change_at
 from harness.plan.stale import stale_states, without
 from harness.plan.tree import Segment
@@ -249,6 +250,7 @@ def build_plan(
 
     share=False gives every run its own segments, named by fingerprint and run: the same work, done as often as asked.
     """
+    check_ropes((arm.treatment for arm in study.arms), base_manifest)
     shape = cost.shape_of(base_manifest, study.arms[0].treatment.base.model.get("config"))
     builder = PathBuilder(identities)
     runs, arms, bases = _runs(study, builder, identities)

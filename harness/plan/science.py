@@ -14,14 +14,14 @@ from typing import Any
 
 from harness.plan.canonical import digest
 from harness.plan.schedule import schedule, stage_schedule
-from harness.study.treatment import TRUNK_DATA_SEED, Base, Stage, Treatment
+from harness.study.treatment import TRUNK_DATA_SEED, Base, Context, Stage, Treatment
 
 # A science equal to these says nothing: only the difference is hashed, so an option added later with a neutral default
 # re-keys nothing. A changed default needs a new version, which re-keys everything, as it should.
 DEFAULTS_VERSION = 1
 DEFAULTS: Mapping[str, Any] = {
     "context": {"documents": "masked", "packing": "concat", "rope": {"type": "base"}},
-    # z_loss, decay_embeddings and ema are written only where they say something: see `_optimizer`.
+    # z_loss and whatever else is off by default is written only where it says something: see `_optimizer`.
     "optimizer": {"name": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0},
     "precision": "fp32",
 }
@@ -84,6 +84,7 @@ PARTS = (
     ("precision",),
     ("batch_tokens",),
     ("blend_from",),
+    ("optimizer_from",),
 )
 
 
@@ -153,13 +154,13 @@ class PathBuilder:
         pieces: list[Piece] = []
         start = 0
         before: Mapping[str, Any] | None = None  # the piece of the schedule with which the stage before ended
-        for stage in treatment.stages:
+        for stage, cold in zip(treatment.stages, _cold_from(treatment.stages), strict=True):
             base = (treatment.base.lr, treatment.base.tokens_seen)
-            key = (id(stage), start, None if before is None else tuple(before.items()), base)
+            key = (id(stage), start, cold, None if before is None else tuple(before.items()), base)
             known = self._of_stage.get(key)
             if known is None:
                 rates = stage_schedule(treatment, stage, start, before)
-                known = [self._piece(stage, start, *part) for part in rates], rates[-1][2]
+                known = [self._piece(stage, start, cold, *part) for part in rates], rates[-1][2]
                 self._of_stage[key] = known
                 self._keep.append(stage)
             pieces += known[0]
@@ -169,20 +170,25 @@ class PathBuilder:
     def _under_one_schedule(self, treatment: Treatment) -> list[Piece]:
         pieces: list[Piece] = []
         start = 0
-        for stage in treatment.stages:
+        for stage, cold in zip(treatment.stages, _cold_from(treatment.stages), strict=True):
             end = start + stage.tokens
             for first, last, lr in schedule(treatment):
                 if first < end and last > start:
-                    pieces.append(self._piece(stage, start, max(first, start), min(last, end), lr))
+                    pieces.append(self._piece(stage, start, cold, max(first, start), min(last, end), lr))
             start = end
         return pieces
 
-    def _piece(self, stage: Stage, stage_start: int, start: int, end: int, lr: Mapping[str, Any]) -> Piece:
-        """One piece of a stage. Its key is the digest of the digests of its parts, each hashed once per study."""
+    def _piece(
+        self, stage: Stage, stage_start: int, cold: int | None, start: int, end: int, lr: Mapping[str, Any]
+    ) -> Piece:
+        """One piece of a stage. Its key is the digest of the digests of its parts, each hashed once per study.
+
+        cold: the token at which the optimizer's state was emptied by declaration, None where it never was.
+        """
         parts = [
             self._part(("lr", *lr.values()), lambda: {"lr": dict(lr)}),
             self._part(("mixture", stage.mixture), lambda: self._mixture(stage)),
-            self._part(("context", stage.context), lambda: {"context": _context(stage)}),
+            self._part(("context", stage.context), lambda: {"context": context_science(stage.context)}),
             self._part(("optimizer", stage.optimizer), lambda: {"optimizer": _optimizer(stage)}),
             self._part(("precision", stage.precision), lambda: {"precision": stage.precision}),
             self._part(("batch", stage.batch_tokens), lambda: {"batch_tokens": stage.batch_tokens}),
@@ -190,6 +196,8 @@ class PathBuilder:
         if len(stage.mixture) > 1:
             # The blend's counters start with the stage; one source has nothing to count.
             parts.append(self._part(("blend", stage_start), lambda: {"blend_from": stage_start}))
+        if cold is not None:
+            parts.append(self._part(("cold", cold), lambda: {"optimizer_from": cold}))
         science: dict[str, Any] = {}
         for part, _ in parts:
             science.update(part)
@@ -209,6 +217,26 @@ class PathBuilder:
         }
 
 
+def _cold_from(stages: Sequence[Stage]) -> list[int | None]:
+    """For each stage the token at which its optimizer's state began, by declaration.
+
+    None where it began with the base, or where another optimizer took over, which says so itself. It goes on through
+    the stages that carry the state: the same work under another cut has the same name. Two cold stages in a row begin
+    at two tokens, so that their pieces are never merged.
+    """
+    found: list[int | None] = []
+    begun: int | None = None
+    at = 0
+    for index, stage in enumerate(stages):
+        if index and stages[index - 1].optimizer.name != stage.optimizer.name:
+            begun = None
+        elif index and stage.optimizer.state == "cold":
+            begun = at
+        found.append(begun)
+        at += stage.tokens
+    return found
+
+
 def seeds_change_at(treatment: Treatment, from_stage: str | None) -> int:
     """The token from which replicates differ: the start of `seeds.from`, 0 without one."""
     at = 0
@@ -226,17 +254,18 @@ def data_seeds(pieces: Sequence[Piece], change_at: int, seed: int) -> list[int]:
     return [seed if piece.start >= change_at else TRUNK_DATA_SEED for piece in pieces]
 
 
-def _context(stage: Stage) -> dict[str, Any]:
-    declared = stage.context.rope
+def context_science(context: Context) -> dict[str, Any]:
+    """What a path says of its rows."""
+    declared = context.rope
     rope: dict[str, Any] = {"type": declared.type}
     for name in ("theta", "factor", "original"):
         if getattr(declared, name) is not None:
             rope[name] = getattr(declared, name)
     rope |= declared.parameters
     return {
-        "length": stage.context.length,
-        "documents": stage.context.documents,
-        "packing": stage.context.packing,
+        "length": context.length,
+        "documents": context.documents,
+        "packing": context.packing,
         "rope": rope,
     }
 
@@ -258,6 +287,10 @@ def _optimizer(stage: Stage) -> dict[str, Any]:
         science["decay_embeddings"] = False
     if declared.ema is not None:
         science["ema"] = declared.ema
+    if declared.label_smoothing:
+        science["label_smoothing"] = declared.label_smoothing
+    if declared.skip_spikes is not None:
+        science["skip_spikes"] = {"window": declared.skip_spikes.window, "sigma": declared.skip_spikes.sigma}
     return science
 
 

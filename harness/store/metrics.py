@@ -17,7 +17,7 @@ from harness.store.atomic import append_lines, read_json_lines
 from harness.store.layout import StateFolder
 
 # What two computations of one update must agree on; times and speeds may differ.
-SCIENCE = ("loss", "loss_by_source", "grad_norm", "lr", "labels", "step")
+SCIENCE = ("loss", "loss_by_source", "grad_norm", "lr", "labels", "step", "skipped")
 
 
 class MetricsWriter:

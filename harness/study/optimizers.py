@@ -6,7 +6,9 @@
                                         Jordan et al. 2024, scaled as in Liu et al., 2502.16982, eq. 4: one rate serves
     sgd    momentum 0.9                 with decoupled weight decay, as the others
 
-Each takes lr, weight_decay (0.1, decoupled, on matrices), clip (1), z_loss (0), decay_embeddings (true) and ema (none).
+Each takes lr, weight_decay (0.1, decoupled, on matrices), clip (1), z_loss (0), label_smoothing (0), decay_embeddings
+(true), ema (none), state (carried) and skip_spikes (none; a window of 128 and 6 sigma, as OLMo-core's
+SkipStepOptimizer, optim/skip_step_optimizer.py).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 from harness.study.errors import Mistake
 from harness.study.paths import Path
 from harness.study.schema import description_of
-from harness.study.treatment import Arm, Optimizer, OptimizerName, Stage
+from harness.study.treatment import Arm, Base, Optimizer, OptimizerName, SkipSpikes, Stage
 
 DEFAULTS: Mapping[OptimizerName, Mapping[str, Any]] = {
     "adamw": {"betas": (0.9, 0.95), "eps": 1e-8},
@@ -53,10 +55,50 @@ def read_optimizer(block: Mapping[str, Any], path: Path) -> Optimizer:
         z_loss=float(block.get("z_loss", 0.0)),
         decay_embeddings=bool(block.get("decay_embeddings", True)),
         ema=None if ema is None else float(ema),
+        label_smoothing=float(block.get("label_smoothing", 0.0)),
+        state=block.get("state"),
+        skip_spikes=_skip_spikes(block.get("skip_spikes")),
     )
 
 
+def _skip_spikes(block: Mapping[str, Any] | None) -> SkipSpikes | None:
+    if block is None:
+        return None
+    own = SkipSpikes()
+    return SkipSpikes(int(block.get("window", own.window)), float(block.get("sigma", own.sigma)))
+
+
 AVERAGE = "ema"  # the point of evaluation, and the optimizer's option that it needs
+
+
+def check_states(base: Base, stages: Sequence[Stage], of_first: Mapping[str, Any]) -> None:
+    """What a stage says of the optimizer's state must be what it can have. Raises Mistake.
+
+    of_first: the first stage's own `optimizer` block, without what it inherits: `train` speaks of what follows it.
+    """
+    first = stages[0]
+    path = ("stages", first.name, "optimizer", "state")
+    if of_first.get("state") == "carried" and base.optimizer == "cold":
+        message = f"there is no stage before `{first.name}`, and `base.optimizer` is cold, so that nothing is carried"
+        raise Mistake(path, f"{message}; expected cold, or `base.optimizer: carried` for a base with a state")
+    if first.optimizer.state == "cold" and base.optimizer == "carried":
+        message = f"cold contradicts `base.optimizer: carried`, with whose state `{first.name}` begins"
+        raise Mistake(path, f"{message}; expected `base.optimizer: cold`, or cold in later stages alone")
+    for before, stage in itertools.pairwise(stages):
+        one, other = before.optimizer.name, stage.optimizer.name
+        if one != other and stage.optimizer.state == "carried":
+            message = f"{other} cannot go on with the state of {one}, the optimizer of `{before.name}`"
+            raise Mistake(
+                ("stages", stage.name, "optimizer", "state"), f"{message}; expected cold (as it is without `state`)"
+            )
+
+
+def begins_cold(stages: Sequence[Stage]) -> list[bool]:
+    """Whether each stage empties the optimizer's state; False for the first, which is `base.optimizer`'s affair."""
+    return [False] * bool(stages) + [
+        stage.optimizer.state == "cold" or before.optimizer.name != stage.optimizer.name
+        for before, stage in itertools.pairwise(stages)
+    ]
 
 
 def check_stages(stages: Sequence[Stage]) -> None:

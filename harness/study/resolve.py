@@ -17,7 +17,7 @@ from harness.study.errors import Mistake, nearest
 from harness.study.lengths import Lengths
 from harness.study.merge import merge
 from harness.study.mixtures import read_mixture
-from harness.study.optimizers import check_stages, read_optimizer, switches
+from harness.study.optimizers import check_stages, check_states, read_optimizer, switches
 from harness.study.paths import Path
 from harness.study.schedules import Declared, Setting, read_schedule, resolve_schedule, resolve_whole, seen
 from harness.study.schema import description_of
@@ -77,6 +77,7 @@ class Resolver:
             stages.append(self._stage(part, length, lr, start))
             start += length
         check_stages(stages)
+        check_states(base, stages, document["stages"][stages[0].name].get("optimizer") or {})
         _check_packing(stages)
         self.lengths.notes |= dict.fromkeys(switches(stages))
         return Treatment(base, tuple(stages), whole)
@@ -184,6 +185,8 @@ def read_context(block: Mapping[str, Any], path: Path) -> Context:
 _ROPE_TAKES: Mapping[str, tuple[str, ...]] = {
     "default": ("theta",),
     "linear": ("theta", "factor", "original"),
+    "ntk": ("theta", "factor", "original"),
+    "dynamic": ("theta", "factor", "original"),
     "yarn": ("theta", "factor", "original", "beta_fast", "beta_slow", "attention_factor"),
     "llama3": ("theta", "factor", "original", "low_freq_factor", "high_freq_factor"),
 }
@@ -202,11 +205,17 @@ def _rope(block: str | Mapping[str, Any], path: Path) -> Rope:
     needed = "theta" if kind == "default" else "factor"
     if needed not in block:
         raise Mistake((*path, needed), f"is missing; expected {description_of((*path, needed))}")
+    factor = block.get("factor")
+    if kind == "dynamic" and factor == "auto":
+        message = "dynamic follows context.length by itself, so it takes no `auto`"
+        raise Mistake((*path, "factor"), f"{message}; expected a number above 1, such as 2")
+    if kind in ("linear", "ntk") and factor != "auto" and "original" in block:
+        message = f"`original` says nothing beside {kind}'s factor of {factor:g}, which is taken as it is"
+        raise Mistake((*path, "original"), f"{message}; expected it with `factor: auto` alone", at_key=True)
     own = [key for key in takes if key not in ("theta", "factor", "original") and key in block]
     for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
         if low in block and high in block and block[low] >= block[high]:
             raise Mistake((*path, low), f"{block[low]} is not below {high}; expected less than {block[high]}")
-    factor = block.get("factor")
     return Rope(
         type=kind,
         theta=float(block["theta"]) if "theta" in block else None,

@@ -26,7 +26,7 @@ class Rope:
     parameters: what a type has besides, by name, where declared.
     """
 
-    type: Literal["base", "default", "linear", "yarn", "llama3"] = "base"
+    type: Literal["base", "default", "linear", "ntk", "dynamic", "yarn", "llama3"] = "base"
     theta: float | None = None
     factor: float | Literal["auto"] | None = None
     original: int | None = None
@@ -47,12 +47,23 @@ OptimizerName = Literal["adamw", "lion", "muon", "sgd"]
 
 
 @dataclass(frozen=True, slots=True)
+class SkipSpikes:
+    """An update is left out whose loss or gradient norm is more than `sigma` standard deviations above the mean of the
+    last `window` updates."""
+
+    window: int = 128
+    sigma: float = 6.0
+
+
+@dataclass(frozen=True, slots=True)
 class Optimizer:
     """What updates the weights. A parameter that the optimizer does not take is None.
 
     clip: the largest global gradient norm, None for no clipping. z_loss: weight of the squared log normalizer in the
     loss, 0 for none. decay_embeddings: whether weight decay acts on embeddings. ema: decay of the moving average of the
-    weights that is kept beside them, None for none.
+    weights that is kept beside them, None for none. label_smoothing: share of the target that is spread over the
+    vocabulary. state: whether the stage goes on with the state of the one before, as declared; None: carried, unless
+    another optimizer takes over. skip_spikes: None for no update left out.
     """
 
     name: OptimizerName
@@ -65,6 +76,9 @@ class Optimizer:
     z_loss: float = 0.0
     decay_embeddings: bool = True
     ema: float | None = None
+    label_smoothing: float = 0.0
+    state: Literal["carried", "cold"] | None = None
+    skip_spikes: SkipSpikes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,7 @@ def values_of(step: Mapping[str, Any]) -> dict[str, float]:
     """An update of `metrics.jsonl` under the names that a dashboard shows."""
     values = {
         f"train/{name}": float(step[name])
-        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "z_loss")
+        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "z_loss", "skipped")
         if step.get(name) is not None
     }
     by_source = step.get("loss_by_source") or {}

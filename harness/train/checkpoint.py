@@ -1,5 +1,5 @@
-"""Checkpoints: a Hugging Face folder, the optimizer's tensors, the averaged weights where there are any, and the data
-cursor: a state goes on to the bit."""
+"""Checkpoints: a Hugging Face folder, the optimizer's tensors, the averaged weights and the window of losses where
+there are any, and the data cursor: a state goes on to the bit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from harness.study.errors import UserError
 from harness.train.average import WeightAverage
 from harness.train.model import save_model
 from harness.train.optimizer import load_optimizer_tensors, optimizer_tensors
+from harness.train.spikes import SpikeWindow
 
 OPTIMIZER = "optimizer.safetensors"
 CURSOR = "cursor.json"
 AVERAGE = "ema.safetensors"
+SPIKES = "spikes.safetensors"
 
 
 def write_checkpoint(
@@ -38,6 +40,7 @@ def write_checkpoint(
     tokens: int,
     step: int,
     average: WeightAverage | None = None,
+    spikes: SpikeWindow | None = None,
 ) -> CheckpointMarker:
     """Write `checkpoints/<tokens>` of the attempt's state: aside, durable, renamed, its marker last.
 
@@ -57,6 +60,8 @@ def write_checkpoint(
                 save_file(tensors, staged / OPTIMIZER)
                 if average is not None:
                     save_file(means, staged / AVERAGE)
+                if spikes is not None:
+                    save_file({name: tensor.cpu() for name, tensor in spikes.tensors().items()}, staged / SPIKES)
             write_json(staged / CURSOR, cursor.to_json())
             attempt.check_owner()
             return checkpoints.seal(staged, final, fingerprint, tokens, step)
@@ -82,6 +87,14 @@ def load_average(checkpoint: Path) -> dict[str, torch.Tensor]:
     path = checkpoint / AVERAGE
     if not path.exists():
         raise UserError(f"{checkpoint} keeps no average of the weights; it was written without `optimizer.ema`.")
+    return load_file(path)
+
+
+def load_spikes(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The window of losses and gradient norms in a checkpoint. Raises UserError where it keeps none."""
+    path = checkpoint / SPIKES
+    if not path.exists():
+        raise UserError(f"{checkpoint} keeps no window of losses; it was written without `optimizer.skip_spikes`.")
     return load_file(path)
 
 

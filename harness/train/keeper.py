@@ -83,6 +83,11 @@ class Keeper(Onlooker):
         super().updates(seen)
         self._recorder.updates(seen)
 
+    def switched(self, carried: Mapping[str, Any] | None) -> None:
+        """Say what crossed into the stage that begins here; None where none begins."""
+        if carried is not None:
+            self._attempt.event("stage_switched", **carried)
+
     def save(self, loop: Loop) -> None:
         self._recorder.flush()
         # The tokenizer goes along from the newest checkpoint, which is never removed.
@@ -94,11 +99,11 @@ class Keeper(Onlooker):
         self._attempt.event("stopped", signal=why, tokens=loop.tokens)
 
     def finished(self, loop: Loop) -> None:
-        self._finish({**self._recorder.summary(), "served": _served(loop)})
+        self._finish({**self._recorder.summary(), **_left_out(loop), "served": _served(loop)})
 
     def finished_before(self, loop: Loop) -> None:
         loss = (metrics.last_row(self._attempt.state) or {}).get("loss")
-        self._finish({"loss": loss, "served": _served(loop)})
+        self._finish({"loss": loss, **_left_out(loop), "served": _served(loop)})
 
     def _finish(self, summary: Mapping[str, Any]) -> None:
         """Say that the state is there; only then let go of the checkpoints before its end."""
@@ -134,6 +139,7 @@ def _save(
         loop.tokens,
         loop.step,
         loop.average,
+        loop.spikes,
     )
     attempt.event("checkpoint", tokens=loop.tokens)
     if keep != "all":
@@ -148,6 +154,11 @@ def _multiples(attempt: Attempt, segment: Mapping[str, Any], keep: int | str) ->
 
 def _served(loop: Loop) -> dict[str, Any]:
     return {name: asdict(drawn) for name, drawn in served(loop.feed).items()}
+
+
+def _left_out(loop: Loop) -> dict[str, int]:
+    """How many updates of the path were spikes, since `skip_spikes` began; nothing where it is off."""
+    return {} if loop.spikes is None else {"skipped": loop.spikes.skipped}
 
 
 def _shape(folder: Folder) -> ModelShape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from harness.train.loss import LossTerms
 from harness.train.numerics import Numerics
 from harness.train.optimizer import gradient_norm, trained_parameters, update
 from harness.train.ranks import ALONE, Ranks
+from harness.train.spikes import SpikeWindow
 from harness.train.witness import Witness
 
 Piece = Mapping[str, Any]
@@ -31,7 +32,8 @@ class Update:
 
     tokens, step: of the path, after it. loss: nats per trained label. grad_norm: before clipping. labels: trained in
     the batch. finite: whether loss and gradients were; if not, the weights were left as they were before it.
-    z_loss: the weighted z-loss that was trained on beside `loss`, None without one.
+    z_loss: the weighted z-loss that was trained on beside `loss`, None without one. skipped: it was a spike, and
+    weights and optimizer were left as they were.
     """
 
     tokens: int
@@ -43,12 +45,13 @@ class Update:
     labels: int
     finite: bool
     z_loss: float | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _Unseen:
-    """An update whose figures are still on the device: figures [sources + 2], summed loss of each source, z-loss and
-    gradient norm.
+    """An update whose figures are still on the device: figures [sources + 3], summed loss of each source, z-loss,
+    gradient norm and whether it was skipped.
 
     z_loss: whether there was one. labels: [sources], trained labels of each; counted on the host, where the batch was
     made.
@@ -80,16 +83,19 @@ class Loop:
         numerics: Numerics,
         average: WeightAverage | None = None,
         ranks: Ranks = ALONE,
+        spikes: SpikeWindow | None = None,
     ) -> None:
         """pieces: the path from token 0, as in segment.json. Training may go on to the end of the last one.
 
-        average: of the model's weights, to be kept up to date. ranks: who trains with this process.
+        average: of the model's weights, to be kept up to date. ranks: who trains with this process. spikes: by which
+        updates are left out, None for none.
         """
         self.model = model
         self.optimizer = optimizer
         self.pieces = pieces
         self.numerics = numerics
         self.average = average
+        self.spikes = spikes
         self._ranks = ranks
         self.step = steps_before(pieces, loader.tokens)
         self._parameters = [parameter for _, parameter in trained_parameters(model)]
@@ -122,13 +128,25 @@ class Loop:
         figures = torch.cat([of_batch, norm.unsqueeze(0)])
         self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
         lr = rate(science["lr"], tokens, science["batch_tokens"])
-        update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
+        skip, left_alone = self._skip(figures, max(1, sum(batch.labels)))
+        update(self.optimizer, lr, science["optimizer"]["clip"], norm, left_alone)
         if self.average is not None:
-            self.average.update(self._broken)
+            self.average.update(left_alone)
         self.step += 1
         with_z = bool(science["optimizer"].get("z_loss"))
+        figures = torch.cat([figures, skip.unsqueeze(0)])
         self._unseen.append(_Unseen(self.feed.tokens, self.step, lr, batch.labels, with_z, figures))
         self.feed.prepare()
+
+    def _skip(self, figures: Tensor, labels: int) -> tuple[Tensor, Tensor]:
+        """Whether this update is a spike, and whether it leaves weights and optimizer alone: 0 or 1 on the device.
+
+        figures: [sources + 2], as in `_Unseen` without the last.
+        """
+        if self.spikes is None:
+            return torch.zeros_like(self._broken), self._broken
+        skip = self.spikes.see(figures[:-2].sum() / labels, figures[-1], self._broken)
+        return skip, torch.maximum(skip, self._broken)
 
     def _accumulate_gradients(self, batch: Fed, science: Mapping[str, Any]) -> Tensor:
         """This rank's part of the gradients of the mean loss over the batch's labels, z-loss included.
@@ -164,8 +182,8 @@ class Loop:
         seen = []
         for unseen in self._unseen:
             losses = [next(fetched) for _ in unseen.labels]
-            z_loss, norm = next(fetched), next(fetched)
-            seen.append(_update(unseen, losses, z_loss, norm, self.feed.source_names))
+            z_loss, norm, skipped = next(fetched), next(fetched), next(fetched) == 1
+            seen.append(replace(_update(unseen, losses, z_loss, norm, self.feed.source_names), skipped=skipped))
             if not seen[-1].finite:
                 break
         self._unseen.clear()

@@ -108,6 +108,7 @@ def _line(update: Update, speed: float, flops: int, stamp: float) -> dict[str, A
         "lr": update.lr,
         "labels": update.labels,
         **({} if update.z_loss is None else {"z_loss": update.z_loss}),
+        **({"skipped": True} if update.skipped else {}),
         "tokens_per_second": round(speed, 1),
         "flops": flops,
         "time": stamp,

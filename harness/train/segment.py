@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
+from harness.plan.rope import head_dim
 from harness.store import manifests, states
 from harness.store.attempts import Attempt, Fenced, begin
 from harness.store.kept import before, reaches_multiple
@@ -22,7 +23,7 @@ from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
 from harness.train.average import WeightAverage, decay_at
-from harness.train.checkpoint import load_average, load_cursor, load_optimizer, remove_leftovers
+from harness.train.checkpoint import load_average, load_cursor, load_optimizer, load_spikes, remove_leftovers
 from harness.train.collector import Collector, held_back
 from harness.train.keeper import Keeper, Onlooker
 from harness.train.kernels import applied
@@ -35,9 +36,11 @@ from harness.train.packing import check_isolation
 from harness.train.ranks import ALONE, RankFailed, Ranks
 from harness.train.record import Progress
 from harness.train.rope import resolve_rope, set_context
+from harness.train.spikes import SpikeWindow, window_of
 from harness.train.start import Start, find_start, from_json, to_json
+from harness.train.switch import begins_cold, carried_over
 
-CONSTANT_IN_A_SEGMENT = ("batch_tokens", "context", "optimizer", "precision")
+CONSTANT_IN_A_SEGMENT = ("batch_tokens", "context", "optimizer", "optimizer_from", "precision")
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def _attempt(
             start = _start(ranks, lambda: _find_start(folder, segment, attempt, extra))
             loop = prepare(folder, segment, start, settings.numerics, ranks, stack)
             keeper = Keeper(folder, segment, attempt, start, settings.keep, progress)
+            keeper.switched(carried_over(segment, start.tokens))
             outcome = _train(loop, segment, start, keeper, settings, stop, ranks)
     except Fenced as reason:
         attempt.finish("fenced", error=str(reason))
@@ -288,19 +292,25 @@ def prepare(
     base = _base(folder)
     config = load_config(start.path / "model")
     length, positions = context["length"], base["max_positions"]
-    set_context(config, resolve_rope(context["rope"], base["rope"], length, positions), length, positions)
+    set_context(
+        config,
+        resolve_rope(context["rope"], base["rope"], length, positions, head_dim(config.to_dict())),
+        length,
+        positions,
+    )
     model = load_model(start.path / "model", config).to(numerics.device)
     if context["documents"] == "masked":
         check_isolation(model)
     (stack or ExitStack()).enter_context(applied(model, numerics.kernels))
     prepare_layers(model, numerics)
     optimizer = build_optimizer(model, science["optimizer"])
-    if not switches_optimizer(segment["pieces"], start.tokens):
+    if not begins_cold(segment["pieces"], start.tokens):
         load_optimizer(start.path, model, optimizer)
     sources = _open_sources(folder, segment)
     loader = Loader(segment["pieces"], sources, load_cursor(start.path), start.tokens)
     average = _average(segment, start, model)
-    return Loop(model, optimizer, loader, segment["pieces"], numerics, average, ranks)
+    spikes = _spikes(segment, start, model)
+    return Loop(model, optimizer, loader, segment["pieces"], numerics, average, ranks, spikes)
 
 
 def _check_numerics(numerics: Numerics, ranks: Ranks) -> None:
@@ -311,14 +321,6 @@ def _check_numerics(numerics: Numerics, ranks: Ranks) -> None:
     ]
     if differs:
         raise UserError(f"ranks 0 and {ranks.rank} cannot train together, since they differ: {'; '.join(differs)}.")
-
-
-def switches_optimizer(pieces: Sequence[Mapping[str, Any]], tokens: int) -> bool:
-    """Whether another optimizer takes over at `tokens` of the path: its state begins cold."""
-    if tokens == 0 or tokens >= pieces[-1]["end"]:
-        return False
-    before, after = (piece_at(pieces, at)["science"]["optimizer"]["name"] for at in (tokens - 1, tokens))
-    return bool(before != after)
 
 
 def _average(segment: Mapping[str, Any], start: Start, model: PreTrainedModel) -> WeightAverage | None:
@@ -333,11 +335,20 @@ def _average(segment: Mapping[str, Any], start: Start, model: PreTrainedModel) -
     return average
 
 
+def _spikes(segment: Mapping[str, Any], start: Start, model: PreTrainedModel) -> SpikeWindow | None:
+    """The losses that spikes stand out from: the checkpoint's where the path goes on with them, else none yet."""
+    last = min(start.tokens, segment["tokens_to"] - 1)
+    window, goes_on = window_of(segment["pieces"], start.tokens, last, model.device)
+    if window is not None and goes_on:
+        window.load(load_spikes(start.path))
+    return window
+
+
 def _constant_science(segment: Mapping[str, Any]) -> Mapping[str, Any]:
     """The science of the segment's pieces, checked to change in nothing that a live model and optimizer hold."""
     within = [piece["science"] for piece in segment["pieces"] if piece["end"] > segment["tokens_from"]]
     for name in CONSTANT_IN_A_SEGMENT:
-        if any(science[name] != within[0][name] for science in within):
+        if any(science.get(name) != within[0].get(name) for science in within):
             raise ValueError(f"segment {segment['id']}: `{name}` changes inside it")
     science: Mapping[str, Any] = piece_at(segment["pieces"], segment["tokens_from"])["science"]
     return science

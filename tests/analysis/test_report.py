@@ -265,6 +265,26 @@ def test_steps_that_two_attempts_computed_differently_are_named(tmp_path: Path) 
     assert f"Two attempts of control/d1 disagree at token {lines[3]['tokens']:,}" in page(root).text
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_updates_that_were_left_out_as_spikes_are_counted_over_the_path_of_each_run(tmp_path: Path) -> None:
+    root = fabricate(tmp_path, Design())
+    for state, left_out in ((key("decay", "control", "d1"), (2, 5)), (key("trunk", "d1"), (7,))):
+        log = root / "states" / state / "attempts" / "0" / "metrics.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        for index in left_out:
+            lines[index]["skipped"] = True
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        done = root / "states" / state / "DONE.json"
+        marker = json.loads(done.read_text())
+        marker["summary"]["skipped"] = len(left_out)
+        done.write_text(json.dumps(marker))
+    build(root)
+    text = " ".join(page(root).text.split())
+    assert "control/d1 left out 3 updates as spikes" in text and "default/d1 left out 1 update as spikes" in text
+    assert "d2 left out" not in text
+    assert "`control/d1` left out 3 updates as spikes" in (root / "report" / "report.md").read_text("utf-8")
+
+
 def test_figures_are_svg_documents_with_a_line_for_each_arm(killed: Path) -> None:
     for name in ("loss.svg", "schedule.svg"):
         text = (killed / "report" / "figures" / name).read_text("utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from harness.plan.lint.codes import Lint
 from harness.plan.schedule import Piece, end_rate, rate
+from harness.study.optimizers import begins_cold
 from harness.study.treatment import OPEN_SHAPES, Arm
 
 # A rate that rises to this many times the rate at which training was left has to be warmed up anew: what an anneal
@@ -69,14 +70,23 @@ def _stepped_down(arm: Arm) -> bool:
 
 
 def cold_without_warmup(arm: Arm, path: Path) -> Iterator[Lint]:
-    """Adam's first steps with empty moments are of full size whatever the gradient."""
-    if arm.treatment.base.optimizer != "cold":
-        return
-    first, peak = path.first, arm.treatment.stages[0].optimizer.lr
-    begins = first["value"] if first["shape"] == "constant" else rate(first, first["start"], 1)
-    if first.get("at") != "end" and begins > 0.1 * peak:
-        message = f"starts with a cold optimizer at a rate of {begins:g} without warm-up"
-        yield Lint("warning", "cold-without-warmup", arm.name, message)
+    """Adam's first steps with empty moments are of full size whatever the gradient.
+
+    At the start, and wherever a stage empties the optimizer's state or another optimizer takes over.
+    """
+    stages, start = arm.treatment.stages, 0
+    cold = begins_cold(stages)
+    cold[0] = arm.treatment.base.optimizer == "cold"
+    for stage, is_cold in zip(stages, cold, strict=True):
+        if is_cold:
+            piece = next(piece for (_, piece), end in zip(path.pieces, path.ends, strict=True) if start < end)
+            begins = rate(piece, start, 1)
+            warms_up = piece.get("at") == "end" and piece.get("start") == start
+            if not warms_up and begins > 0.1 * stage.optimizer.lr:
+                what = f"`{stage.name}` begins" if start else "starts"
+                message = f"{what} with a cold optimizer at a rate of {begins:g} without warm-up"
+                yield Lint("warning", "cold-without-warmup", arm.name, message)
+        start += stage.tokens
 
 
 def rewarms_annealed_base(arm: Arm, path: Path) -> Iterator[Lint]:

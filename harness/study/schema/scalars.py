@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-NULLABLE = frozenset({"clip", "ema", "limit", "checkpoint_every"})  # keys for which `null` has a meaning: none
+NULLABLE = frozenset(
+    {"clip", "ema", "skip_spikes", "limit", "checkpoint_every"}
+)  # keys for which `null` has a meaning: none
 
 Positive = Annotated[float, Field(gt=0)]
 Negative = Annotated[float, Field(lt=0)]
@@ -14,6 +16,7 @@ Unsigned = Annotated[float, Field(ge=0)]
 Fraction01Open = Annotated[float, Field(gt=0, lt=1)]
 Fraction01 = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]

@@ -21,7 +21,7 @@ from harness.study.blocks import (
     WarmupStart,
     choice,
 )
-from harness.study.schema.scalars import Fraction01, Fraction01Open, Negative, Positive, Unsigned
+from harness.study.schema.scalars import Fraction01, Fraction01Open, Negative, Positive, Several, Unsigned
 
 _SHAPES = ("constant", "linear", "cosine", "exponential", "1-sqrt", "1-square", "inverse-sqrt", "power", "multi-step")
 Shape = Annotated[
@@ -29,13 +29,14 @@ Shape = Annotated[
     choice(*_SHAPES),
 ]
 OptimizerName = Annotated[Literal["adamw", "lion", "muon", "sgd"], choice("adamw", "lion", "muon", "sgd")]
-_ROPES = ("default", "linear", "yarn", "llama3")
-RopeType = Annotated[Literal["default", "linear", "yarn", "llama3"], choice(*_ROPES, later=("dynamic",))]
+_ROPES = ("default", "linear", "ntk", "dynamic", "yarn", "llama3")
+RopeType = Annotated[Literal["default", "linear", "ntk", "dynamic", "yarn", "llama3"], choice(*_ROPES)]
 
 
 class RopeSpec(Block):
     """Rotary embedding, always derived from the base's, whatever an earlier stage had: plain with another `theta`
-    (default), position interpolation (linear), YaRN, or Llama 3's bands."""
+    (default), position interpolation (linear), NTK-aware, dynamic NTK as it is at the stage's length, YaRN, or Llama
+    3's bands."""
 
     type: RopeType | None = Field(None, description=f"one of {', '.join(_ROPES)}")
     theta: Positive | None = Field(
@@ -43,9 +44,14 @@ class RopeSpec(Block):
     )
     factor: AutoFactor | None = Field(
         None,
-        description="how many times longer than the base's positions, above 1, or auto (context.length / original)",
+        description="how many times longer than the base's positions, above 1, or auto (context.length / original; "
+        "not for dynamic)",
     )
-    original: Size | None = Field(None, description="positions that are stretched (default: the base model's)")
+    original: Size | None = Field(
+        None,
+        description="positions that are stretched (default: the base model's); linear and ntk take it with "
+        "factor: auto alone",
+    )
     beta_fast: Positive | None = Field(None, description="yarn: rotations above which nothing is stretched, such as 32")
     beta_slow: Positive | None = Field(None, description="yarn: rotations below which all is stretched, such as 1")
     attention_factor: Positive | None = Field(
@@ -103,6 +109,17 @@ class LrSpec(Block):
     )
 
 
+class SkipSpikesSpec(Block):
+    """Leave out an update whose loss or gradient norm lies far above those of the updates before it."""
+
+    window: Several | None = Field(
+        None, description="updates whose losses and gradient norms are kept, at least 2, such as 128 (the default)"
+    )
+    sigma: Positive | None = Field(
+        None, description="standard deviations above the window's mean, a positive number such as 6 (the default)"
+    )
+
+
 class OptimizerSpec(Block):
     name: OptimizerName | None = Field(None, description="one of adamw, lion, muon, sgd")
     lr: Positive | None = Field(None, description="the peak learning rate, such as 3e-4")
@@ -116,6 +133,19 @@ class OptimizerSpec(Block):
     clip: Positive | None = Field(None, description="the largest gradient norm, or null for no clipping")
     z_loss: Unsigned | None = Field(
         None, description="the weight of the squared log normalizer in the loss, such as 1e-5, or 0 for none"
+    )
+    label_smoothing: Fraction01 | None = Field(
+        None,
+        description="the share of the target that is spread evenly over the vocabulary, from 0 (none) to below 1, such "
+        "as 0.1",
+    )
+    state: Annotated[Literal["carried", "cold"], choice("carried", "cold")] | None = Field(
+        None,
+        description="carried (the stage goes on with the optimizer's state of the stage before, as without it) or cold "
+        "(it begins with an empty state); the first stage's is `base.optimizer`",
+    )
+    skip_spikes: SkipSpikesSpec | None = Field(
+        None, description="a mapping such as {window: 128, sigma: 6}, or null for no update left out"
     )
     ema: Fraction01Open | None = Field(
         None,
