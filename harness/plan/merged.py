@@ -155,4 +155,3 @@ def spent(run: PlanRun, runs: Sequence[PlanRun]) -> int:
     """Tokens that were trained to make a run: of all runs that it is made of, each whole. What they share counts for
     each, as it would for an arm of its own."""
     return sum(runs[index].tokens for index in run.made_of) or run.tokens
-

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from harness.study.schema.base import BaseSpec
     from harness.study.treatment import Arm, Treatment
 
+
 @dataclass(slots=True)
 class Plan:
     """Everything that `ablate plan` prints and `ablate run` does."""
@@ -54,6 +55,9 @@ class Plan:
         """The segments that lead to a run's end, parents first: its path, and for a merged run those of its parts."""
         paths = [*(self.runs[index].path for index in run.made_of), run.path]
         return list(dict.fromkeys(state for path in paths for state in path))
+
+    def _made_of(self, run: PlanRun) -> dict[str, Any]:
+        return {"made_of": [self.runs[index].name for index in run.made_of]} if run.made_of else {}
 
     @property
     def unresolved(self) -> list[str]:
@@ -95,6 +99,7 @@ class Plan:
             "base": run.base,
             "path": run.path,
             "points": [_point_json(point) for point in run.points],
+            **self._made_of(run),
             "evals": [
                 {"point": item.label, "key": item.task.key, "suite": item.task.suite, "task": item.task.task}
                 for item in self.evals
@@ -135,6 +140,7 @@ class Plan:
                     "base": run.base,
                     "path": run.path,
                     "points": [{"label": p.label, "segment": p.segment, "tokens": p.tokens} for p in run.points],
+                    **self._made_of(run),
                 }
                 for run in self.runs
             ],
@@ -285,8 +291,7 @@ def _trees(
     """The tree of all runs, or (share=False) a tree for each. A run needs a state wherever it has a label, and where
     its weights go into a merge."""
     cuts = {
-        arm: tuple(sorted({tokens for _, tokens in layout} | merged.get(arm, set())))
-        for arm, layout in layouts.items()
+        arm: tuple(sorted({tokens for _, tokens in layout} | merged.get(arm, set()))) for arm, layout in layouts.items()
     }
     paths = [tree.Path(run.base, run.pieces, run.data_seeds, cuts[run.arm]) for run in runs]
     return [tree.build(paths)] if share else [tree.build([path]) for path in paths]

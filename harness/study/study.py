@@ -141,7 +141,9 @@ def without(study: Study, over: Mapping[str, str]) -> Study:
     for merge in study.merges:
         for name in merge.arms:
             if name in over:
-                raise study.error(Mistake(merge.place, f"needs `{name}`, which is left out (`over: drop`): {over[name]}"))
+                raise study.error(
+                    Mistake(merge.place, f"needs `{name}`, which is left out (`over: drop`): {over[name]}")
+                )
     arms = tuple(arm for arm in study.arms if arm.name not in over)
     notes = (*study.notes, *(f"left out: {arm}: {why}" for arm, why in over.items()))
     return replace(study, arms=arms, notes=notes, dropped={**study.dropped, **over})

@@ -14,7 +14,8 @@ from harness.plan.lint.codes import Lint
 from harness.plan.observed import EvaluationSeen, Observed
 
 if TYPE_CHECKING:
-    from harness.plan.plan import Plan, PlanRun
+    from harness.plan.plan import Plan
+    from harness.plan.records import PlanRun
 
 Values = dict[str, set[str]]  # field → the values that occur
 MOST_FIELDS = 4
