@@ -139,7 +139,8 @@ def _short_points(study: Study) -> list[str]:
 
 
 def _one_a_shape(study: Study) -> list[Arm]:
-    """`default`, the arms that the comparison and the merges name, and each arm that has a shape which none before it had."""
+    """`default`, the arms that the comparison and the merges name, and each arm that has a shape which none before it
+    had."""
     named = {study.spec.compare.baseline, study.spec.compare.control}
     named |= {name for merge in _merges(study) for name in merge.arms}
     seen: set[Hashable] = set()

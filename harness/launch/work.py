@@ -24,8 +24,8 @@ class Work:
     """One item of work.
 
     state: the state that it makes (base, train, merge) or evaluates. needs: the state that must be there before it may
-    start; None for a base. also: others that must be there, of a merge of several. tokens: what it trains, 0 when it trains nothing. name: what a person calls it.
-    detail: what the work function needs besides, as JSON.
+    start; None for a base. also: others that must be there, of a merge of several. tokens: what it trains, 0 when it
+    trains nothing. name: what a person calls it. detail: what the work function needs besides, as JSON.
     """
 
     kind: Kind

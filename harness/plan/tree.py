@@ -31,8 +31,8 @@ class Segment:
     """The work between two states, and whether it must be done now. `id` names the state at its end.
 
     parent: a segment, or the base state; of a merge the last of its parts. run: index of one path that passes through
-    it. state: new, reused, recomputed, stale or re-keyed; reason: why, in words. needed: `run` will train it, beginning at
-    start_tokens, from the checkpoint at start_path if not from the parent's. flops: None while the model is unknown.
+    it. state: new, reused, recomputed, stale or re-keyed; reason: why, in words. needed: `run` will train it, beginning
+    at start_tokens, from the checkpoint at start_path if not from the parent's. flops: None while the model is unknown.
     kind: train, or merge (see `plan.merges`), which has a recipe.
     """
 

@@ -137,7 +137,7 @@ def _tensors(folders: Sequence[Path]) -> Iterator[tuple[str, list[torch.Tensor]]
         found = []
         for folder in folders:
             files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
-            found.append({name: file for file in files for name in file.keys()})
+            found.append({name: file for file in files for name in file.keys()})  # noqa: SIM118
         for name in found[0]:
             yield name, [files[name].get_tensor(name) for files in found]
 

@@ -100,7 +100,7 @@ def test_what_comes_after_the_canary_is_not_held() -> None:
 
 def test_many_parents_that_are_under_way_do_not_make_a_call_each() -> None:
     items = [train(f"s{n}", f"parent{n}") for n in range(50)]
-    found = batches(chains(items, one_group), canaries=Canaries({"gpu"}), under_way=lambda chain: f"1_{chain.needs}")
+    found = batches(chains(items, one_group), canaries=Canaries({"gpu"}), under_way=lambda chain: [f"1_{chain.needs}"])
     assert len(found) == 1
     assert found[0].how == "afterany" and len(found[0].after) == 50
 
