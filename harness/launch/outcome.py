@@ -72,7 +72,8 @@ def ended(
 
 
 def _run_end(plan: Plan, observed: Observed, results: Mapping[str, Result], run: PlanRun, rest: End) -> RunEnd:
-    made = run.made_of and not any(plan.segments[state].needed for state in run.path)
+    there = observed.states.get(run.path[-1])
+    made = run.made_of and there is not None and there.outcome == "trained"
     before = run.path if made else plan.states_of(run)  # what it was made of may be gone since
     for state in (run.base, *before):
         seen = observed.states.get(state)

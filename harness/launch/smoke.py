@@ -114,7 +114,7 @@ def shortened(study: Study) -> Study:
             "eval": evaluation,
             "launch": spec.launch.model_copy(update={"checkpoint_every": 2 * batch}),
             "keep": spec.keep.model_copy(update={"checkpoints": "all"}),
-            "compare": spec.compare.model_copy(update={"allow": {}, "primary": [], "not_worse": {}}),
+            "compare": spec.compare.model_copy(update={"primary": [], "not_worse": {}}),
             "controls": [],
             "budget": spec.budget.model_copy(update={"gpu_hours": None}),
         }
