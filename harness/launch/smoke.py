@@ -155,7 +155,10 @@ def _one_a_shape(study: Study) -> list[Arm]:
 
 def _merges(study: Study) -> list[Merge]:
     """The first of each kind."""
-    return list({merge.of: merge for merge in reversed(study.merges)}.values())
+    found: dict[str, Merge] = {}
+    for merge in study.merges:
+        found.setdefault(merge.of, merge)
+    return list(found.values())
 
 
 def _short_merge(merge: Merge, study: Study) -> Merge:
