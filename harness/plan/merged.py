@@ -42,7 +42,8 @@ class Merged:
     ) -> None:
         self._study, self._arms, self._runs, self._segments = study, arms, runs, segments
         self._costs_known = costs_known
-        self._of_name = {arm.name: next(a for a in arms if a.name == (arm.same_as or arm.name)) for arm in arms}
+        own = {arm.name: arm for arm in arms}
+        self._of_name = {arm.name: own[arm.same_as or arm.name] for arm in arms}
         self._first_with: dict[str, str] = {}
 
     def enter(self) -> None:
