@@ -142,15 +142,17 @@ def _left_out(frame: Frame, state: str) -> int:
 
 
 def costs(frame: Frame) -> dict[str, Cost]:
-    """By arm: planned tokens and FLOPs of one run, from the plan's segments."""
+    """By arm: planned tokens and FLOPs of one run, from the plan's segments; of a merge those of all runs that it is
+    made of, each whole."""
     users: dict[str, set[str]] = {}
     for run in frame.runs:
         for state in run.path:
             users.setdefault(state, set()).add(run.arm)
     found = {}
-    for arm in frame.compared:
+    for arm in (*frame.compared, *frame.pooled):
         runs = frame.runs_of(arm.name)
-        path = [frame.segments[state] for state in runs[0].path] if runs else []
+        parts = [run for run in frame.runs if runs and run.name in runs[0].made_of] or runs[:1]
+        path = [frame.segments[state] for run in parts for state in run.path]
         own = [segment for segment in path if users[segment["id"]] == {arm.name}]
         found[arm.name] = Cost(_tokens(path), _tokens(own), _flops(path), _flops(own))
     return found

@@ -34,6 +34,11 @@ def compare(folder: Path, arm_a: str, arm_b: str) -> dict[str, Any]:
             raise UserError(
                 f"`{arm.name}` checks the study itself and is in no fit; the report's section Controls has its verdict."
             )
+        if arm.pooled:
+            raise UserError(
+                f"`{arm.name}` is one model merged over all seeds: it has no replicates, so no error can be given for "
+                "a difference to it. The report shows its values beside the arms'."
+            )
     comparisons = Comparisons(frame)
     lines = [_line(frame, comparisons, comparisons.difference(m, a.name, b.name)) for m in frame.metrics]
     tested = [line for line in lines if line["p"] is not None]

@@ -55,7 +55,7 @@ def shared_tokens(frame: Frame) -> int:
     """The token up to which all arms' runs with one seed pass through the same states."""
     shared = math.inf
     for seed in frame.seeds:
-        paths = [run.path for run in frame.compared_runs if run.seed == seed]
+        paths = [run.path for run in frame.trained_runs if run.seed == seed]
         common = 0
         for step in zip(*paths, strict=False):
             if len(set(step)) > 1:
@@ -68,14 +68,14 @@ def shared_tokens(frame: Frame) -> int:
 
 def end_tokens(frame: Frame) -> int:
     """Tokens of the longest path."""
-    return max((int(frame.segments[run.path[-1]]["tokens_to"]) for run in frame.compared_runs if run.path), default=0)
+    return max((int(frame.segments[run.path[-1]]["tokens_to"]) for run in frame.trained_runs if run.path), default=0)
 
 
 def loss_curves(frame: Frame) -> LossCurves:
     """Read every step once and average within bins, then over seeds. Diverged runs are marked, not averaged in."""
     shared, end = shared_tokens(frame), end_tokens(frame)
-    rows = {state: _rows(frame, state) for run in frame.compared_runs for state in run.path}
-    finite_runs = [run for run in frame.compared_runs if run.status != "diverged"]
+    rows = {state: _rows(frame, state) for run in frame.trained_runs for state in run.path}
+    finite_runs = [run for run in frame.trained_runs if run.status != "diverged"]
     trunk_rows = [_path_rows(rows, run) for run in _one_per_seed(finite_runs)]
     arms: dict[str, dict[str, Line]] = {}
     for arm in frame.compared:
@@ -86,7 +86,7 @@ def loss_curves(frame: Frame) -> LossCurves:
                 arms.setdefault(source, {})[arm.name] = line
     diverged = tuple(
         (run.arm, tokens)
-        for run in frame.compared_runs
+        for run in frame.trained_runs
         if run.status == "diverged" and (tokens := _last_tokens(_path_rows(rows, run))) is not None
     )
     return LossCurves(shared, end, _mean_line(trunk_rows, TOTAL, 0, shared, TRUNK_BINS), arms, diverged)
@@ -137,7 +137,7 @@ def schedules(frame: Frame) -> list[Schedule]:
     """One per arm whose last segment has begun, from the pieces in its `segment.json`."""
     found = []
     for arm in frame.compared:
-        for run in frame.runs_of(arm.name):
+        for run in frame.runs_of(arm.name) if arm.merge is None else ():
             pieces = _pieces(frame, run)
             if pieces:
                 found.append(_schedule(arm.name, pieces))

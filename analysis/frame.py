@@ -7,9 +7,9 @@ read. A missing value is absent, never 0: whoever averages must say over what.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from harness.store import attempts, evaluations, plans, states
 from harness.store.atomic import read_json
 from harness.store.layout import Folder
 from harness.store.markers import Damaged, check_schema
+from harness.store.runs import states_behind
 from harness.study.errors import UserError, nearest
 
 Status = Literal["done", "diverged", "failed", "unevaluated", "unfinished"]
@@ -32,12 +33,19 @@ class Arm:
     """One treatment: its own name first, then the other names that the study gives it.
 
     control: it is there to check the study itself (an A/A arm), and is compared with nothing but what it repeats.
+    merge: of an arm that is made of others' weights, what it is merged of: `seeds`, `arms` or `checkpoints`.
     """
 
     name: str
     aliases: tuple[str, ...]
     changes: Mapping[str, Any]
     control: bool = False
+    merge: str | None = None
+
+    @property
+    def pooled(self) -> bool:
+        """Whether it is one model of all seeds: it has no replicates, and is a row without tests."""
+        return self.merge == "seeds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +59,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One arm with one set of seeds. `status` says how far it came, `detail` why not further."""
+    """One arm with one set of seeds. `status` says how far it came, `detail` why not further.
+
+    made_of: of a merged run, the runs whose weights it is made of.
+    """
 
     name: str
     arm: str
@@ -60,6 +71,7 @@ class Run:
     points: tuple[Point, ...]
     status: Status
     detail: str
+    made_of: tuple[str, ...] = ()
 
     def point(self, label: str) -> Point | None:
         return next((point for point in self.points if point.label == label), None)
@@ -136,8 +148,18 @@ class Frame:
 
     @cached_property
     def compared(self) -> tuple[Arm, ...]:
-        """The arms of the tables and fits: all but those that check the study itself."""
-        return tuple(arm for arm in self.arms if not arm.control)
+        """The arms of the tables and fits: all but those that check the study itself and those without replicates."""
+        return tuple(arm for arm in self.arms if not arm.control and not arm.pooled)
+
+    @cached_property
+    def pooled(self) -> tuple[Arm, ...]:
+        """Arms that are one model of all seeds."""
+        return tuple(arm for arm in self.arms if arm.pooled)
+
+    @cached_property
+    def trained_runs(self) -> tuple[Run, ...]:
+        """The compared runs that have a path of their own."""
+        return tuple(run for run in self.compared_runs if not run.made_of)
 
     @cached_property
     def compared_runs(self) -> tuple[Run, ...]:
@@ -225,7 +247,8 @@ def read_frame(root: Path, plan: Mapping[str, Any] | None = None) -> Frame:
         Task(t.get("suite"), str(t["task"]), str(t["kind"]), str(t["key"]), t.get("headline"))
         for t in plan.get("tasks", [])
     )
-    reader = _Reader(folder, tasks, {(str(e["point"]), e.get("suite"), str(e["task"])) for e in plan["evals"]})
+    wanted = {(str(e["point"]), e.get("suite"), str(e["task"])) for e in plan["evals"]}
+    reader = _Reader(folder, tasks, wanted, partial(states_behind, plan))
     runs = tuple(reader.run(run, canonical) for run in plan["runs"] if canonical.get(run["arm"]) == run["arm"])
     declared = dict(plan.get("compare") or {})
     primary = tuple(str(name) for name in declared.get("primary") or ())
@@ -282,6 +305,7 @@ def _arms(plan: Mapping[str, Any]) -> tuple[tuple[Arm, ...], dict[str, str]]:
             aliases=tuple(name for name, own in canonical.items() if own == arm["name"] and name != own),
             changes=dict(arm.get("changes") or {}),
             control=bool(arm.get("control")),
+            merge=arm.get("merge"),
         )
         for arm in plan["arms"]
         if canonical[arm["name"]] == arm["name"]
@@ -292,11 +316,19 @@ def _arms(plan: Mapping[str, Any]) -> tuple[tuple[Arm, ...], dict[str, str]]:
 class _Reader:
     """Reads each state and each evaluation once; runs share both."""
 
-    def __init__(self, folder: Folder, tasks: Sequence[Task], wanted: Collection[tuple[str, str | None, str]]) -> None:
-        """wanted: (`run@label`, suite, task) of every evaluation that the plan asks for."""
+    def __init__(
+        self,
+        folder: Folder,
+        tasks: Sequence[Task],
+        wanted: Collection[tuple[str, str | None, str]],
+        behind: Callable[[Mapping[str, Any]], Sequence[str]],
+    ) -> None:
+        """wanted: (`run@label`, suite, task) of every evaluation that the plan asks for. behind: the states of the runs
+        that a merged run is made of."""
         self.folder = folder
         self.tasks = tasks
         self.wanted = wanted
+        self.behind = behind
         self.values: dict[tuple[str, str, str], Value] = {}
         self.results: dict[str, dict[str, Any]] = {}
         self.damaged: set[str] = set()
@@ -310,8 +342,17 @@ class _Reader:
         )
         evaluated = {point.label: self._evaluate(name, point) for point in points}
         path = tuple(record["path"])
-        status, detail = self._status((str(record["base"]), *path), evaluated[END])
-        return Run(name, canonical[record["arm"]], str(record["seed_set"]), path, points, status, detail)
+        made_of = tuple(record.get("made_of") or ())
+        status, detail = self._status(self._before(record), evaluated[END])
+        return Run(name, canonical[record["arm"]], str(record["seed_set"]), path, points, status, detail, made_of)
+
+    def _before(self, record: Mapping[str, Any]) -> list[str]:
+        """The states that say how a run stands: its path; of a merged run that is not there, those of its parts too."""
+        path = [str(state) for state in record["path"]]
+        if not record.get("made_of"):
+            return [str(record["base"]), *path]
+        behind = [state for state in self.behind(record) if (done := self.done(state)) and done.outcome == "diverged"]
+        return path if self.done(path[-1]) is not None else [*behind, *path]
 
     @property
     def weights(self) -> dict[str, str]:

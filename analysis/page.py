@@ -252,7 +252,7 @@ def _variance(comparisons: Comparisons, metric: Metric, printer: render.Printer)
 def _arm_lines(frame: Frame) -> list[dict[str, Any]]:
     costs = audit.costs(frame)
     lines = []
-    for arm in frame.compared:
+    for arm in (*frame.compared, *frame.pooled):
         cost = costs[arm.name]
         role = {frame.compare.control: "control", frame.compare.baseline: "baseline"}.get(arm.name, "")
         lines.append(

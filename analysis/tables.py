@@ -1,7 +1,7 @@
 """The rows of every table: base, branch points, baseline, control and arms, each with a cell per metric.
 
-Reference rows (the base, branch points, averaged weights) are states beside the arms' ends; they carry values and no
-tests.
+Reference rows (the base, branch points, averaged weights, one model merged over all seeds) are states beside the arms'
+ends; they carry values and no tests.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from analysis.frame import BASE, EMA, END, Frame, Run, Value
 from analysis.margins import retained
 from analysis.metrics import Metric
 
-RowKind = Literal["base", "branch", "ema", "baseline", "control", "arm"]
-ORDER: tuple[RowKind, ...] = ("base", "branch", "ema", "baseline", "control", "arm")
+RowKind = Literal["base", "branch", "ema", "merge", "baseline", "control", "arm"]
+ORDER: tuple[RowKind, ...] = ("base", "branch", "ema", "merge", "baseline", "control", "arm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Row:
 
     @property
     def reference(self) -> bool:
-        return self.kind in ("base", "branch", "ema")
+        return self.kind in ("base", "branch", "ema", "merge")
 
     @property
     def complete(self) -> bool:
@@ -67,7 +67,7 @@ class Row:
 
 def build_rows(frame: Frame, comparisons: Comparisons) -> list[Row]:
     """Every row in the order of the tables."""
-    rows = _reference_rows(frame)
+    rows = [*_reference_rows(frame), *_pooled_rows(frame)]
     for arm in frame.compared:
         kind: RowKind = "arm"
         if arm.name == frame.compare.baseline:
@@ -123,6 +123,19 @@ def _reference_rows(frame: Frame) -> list[Row]:
     return rows
 
 
+def _pooled_rows(frame: Frame) -> list[Row]:
+    """A row for each model that is merged over all seeds."""
+    rows = []
+    for arm in frame.pooled:
+        (run,) = frame.runs_of(arm.name)
+        point = run.point(END)
+        assert point is not None
+        note = f"one model of {', '.join(run.made_of)}, merged at {point.tokens:,} tokens"
+        counts = frame.count(arm.name)
+        rows.append(Row("merge", arm.name, END, arm.aliases, note, counts, _reference_cells(frame, END, [run])))
+    return rows
+
+
 def _sharing(frame: Frame, label: str) -> list[list[Run]]:
     """Runs grouped into sets of arms that have the same states at this point, seed by seed."""
     groups: dict[tuple[str, ...], list[Run]] = {}
@@ -138,7 +151,7 @@ def _reference_row(frame: Frame, label: str, runs: Sequence[Run], distinct: Sequ
     arms = tuple(dict.fromkeys(run.arm for run in runs))
     point = distinct[0].point(label)
     assert point is not None
-    everyone = len(arms) == len(frame.compared)
+    everyone = len(arms) == sum(arm.merge is None for arm in frame.compared)
     shown = "all arms" if everyone else ", ".join(arms[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
     tokens = sorted({p.tokens for run in distinct if (p := run.point(label)) is not None})
     at = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,}–{tokens[-1]:,}"
@@ -146,6 +159,15 @@ def _reference_row(frame: Frame, label: str, runs: Sequence[Run], distinct: Sequ
     name = {BASE: "base", EMA: f"{', '.join(arms)} (EMA)"}.get(label, f"after {label}")
     if label == EMA:
         note = f"averaged weights at {at} tokens"
+    cells = _reference_cells(frame, label, distinct)
+    done = max((cell.n for cell in cells.values()), default=0)
+    counts = Counter({"planned": len(distinct), "done": done, "unfinished": len(distinct) - done})
+    kinds: dict[str, RowKind] = {BASE: "base", EMA: "ema"}
+    return Row(kinds.get(label, "branch"), name, label, (), note, counts, cells)
+
+
+def _reference_cells(frame: Frame, label: str, distinct: Sequence[Run]) -> dict[str, Cell]:
+    """Values at one point of runs whose states there differ."""
     cells = {}
     for metric in frame.metrics:
         values = [(run.name, frame.values.get((run.name, label, metric.name))) for run in distinct]
@@ -159,10 +181,7 @@ def _reference_row(frame: Frame, label: str, runs: Sequence[Run], distinct: Sequ
             to_control=None,
             beyond=any(_beyond(frame, value) for _, value in there),
         )
-    done = max((cell.n for cell in cells.values()), default=0)
-    counts = Counter({"planned": len(distinct), "done": done, "unfinished": len(distinct) - done})
-    kinds: dict[str, RowKind] = {BASE: "base", EMA: "ema"}
-    return Row(kinds.get(label, "branch"), name, label, (), note, counts, cells)
+    return cells
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -14,6 +14,7 @@ from harness.store import attempts, manifests, states
 from harness.store.atomic import read_json
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.store.runs import is_merged
 
 END = "end"
 SPECIAL = re.compile(r"([\\`*_\[\]<>|#~&$])")
@@ -52,7 +53,7 @@ def card(it: Exported) -> str:
         plain(it.plan.get("question") or ""),
         _what(it),
         _section("What it changes against `default`", _changes(it)),
-        _section("How it was trained", _path(it)),
+        _section(f"How {'its last part' if is_merged(it.run) else 'it'} was trained", _path(it)),
         _section("Scores", _scores(it)),
         _section("Differences to the baseline", _differences(it)),
         _section("How to load it", _loading()),
@@ -115,6 +116,9 @@ def _hub_datasets(it: Exported) -> list[str]:
 def _what(it: Exported) -> str:
     seeds = ", ".join(f"{plain(name)} {value}" for name, value in it.run["seeds"].items())
     said = [f"Trained on {it.done.tokens:,} tokens in {it.done.step:,} updates. Seeds: {seeds}."]
+    if is_merged(it.run):
+        parts = ", ".join(f"{plain(name)} ({plain(weight)})" for name, weight in _parts(it))
+        said = [f"The weighted mean of the weights of {parts}; nothing was trained after it. Seeds: {seeds}."]
     if it.label == "ema":
         said.append("These are the moving average of the weights (EMA), not the weights at the last update.")
     elif it.label != END:
@@ -127,6 +131,20 @@ def _what(it: Exported) -> str:
     if it.name != it.arm["name"]:
         said.append(f"{plain(it.name)} is another name of {plain(it.arm['name'])}, which has the same science.")
     return " ".join(said)
+
+
+def _parts(it: Exported) -> list[tuple[str, str]]:
+    """What a merged model is made of, as `run at token`, with the weight of each."""
+    try:
+        recipe = states.read_segment(it.folder.state(it.state))["recipe"]
+    except (FileNotFoundError, Damaged, KeyError):
+        return [(str(name), "weight not known") for name in it.run["made_of"]]
+    ends = {segment["id"]: int(segment["tokens_to"]) for segment in it.plan["segments"]}
+    runs = [run for run in it.plan["runs"] if run["name"] in it.run["made_of"]]
+    return [
+        (next(f"{run['name']} at token {ends[state]:,}" for run in runs if state in run["path"]), weight)
+        for state, weight in zip(recipe["of"], recipe["coefficients"], strict=True)
+    ]
 
 
 def _changes(it: Exported) -> str:

@@ -154,7 +154,7 @@ def _parents(state: StateFolder) -> set[str]:
         segment = states.read_segment(state)
     except (FileNotFoundError, Damaged):
         return set()
-    return {str(name) for name in segment.get("of", ())} | (
+    return {str(name) for name in (segment.get("recipe") or {}).get("of", ())} | (
         {str(segment["parent"])} if segment.get("parent") else set()
     )
 

@@ -10,7 +10,8 @@ from harness.plan.reasons import lost_states
 
 if TYPE_CHECKING:
     from harness.evals.settings import EvalTask
-    from harness.plan.plan import Plan, PlanRun
+    from harness.plan.plan import Plan
+    from harness.plan.records import PlanRun
 
 
 def items_of(plan: Plan, tasks: Sequence[EvalTask], diverged: Collection[str] = (), train: bool = True) -> list[Work]:
@@ -33,7 +34,8 @@ def items_of(plan: Plan, tasks: Sequence[EvalTask], diverged: Collection[str] = 
         for segment in plan.segments.values():
             if segment.kind == "merge" and segment.needed and segment.id not in lost:
                 name = f"{_MERGES[str(segment.recipe and segment.recipe['method'])]} of {named(users[segment.id])}"
-                items.append(Work("merge", segment.id, segment.parent, 0, name))
+                first, *also = segment.parents
+                items.append(Work("merge", segment.id, first, 0, name, also=tuple(also)))
             elif segment.needed and segment.id not in lost:
                 start = (
                     [] if segment.start_path is None else [{"path": segment.start_path, "tokens": segment.start_tokens}]
@@ -77,12 +79,12 @@ def _users(plan: Plan) -> Mapping[str, list[str]]:
     users: dict[str, list[str]] = {}
     for run in plan.runs:
         merges = [point.state for point in run.points if plan.kind_of(point.state) == "merge"]
-        for state in (run.base, *run.path, *merges):
+        for state in dict.fromkeys((run.base, *run.path, *merges)):
             users.setdefault(state, []).append(run.name)
     return users
 
 
-_MERGES = {"ema": "average (EMA)"}  # what a recipe makes, in words, by its method
+_MERGES = {"ema": "average (EMA)", "mean": "weights"}  # what a recipe makes, in words, by its method
 
 
 def named(users: Sequence[str]) -> str:

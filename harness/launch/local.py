@@ -249,6 +249,6 @@ def _best_of(idle: list[Worker], ready: list[Work]) -> Worker | None:
     """The idle worker that has just made what the next item needs, else any, None when there is none."""
     for item in ready[:1]:
         for worker in idle:
-            if worker.last is not None and worker.last.makes == item.needs:
+            if worker.last is not None and worker.last.makes in item.awaits:
                 return worker
     return idle[0] if idle else None

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from harness.launch.work import Failure, Result
 from harness.plan.observed import Observed
-from harness.plan.plan import Plan, PlanRun
+from harness.plan.plan import Plan
+from harness.plan.records import PlanRun
 from harness.plan.render import table
 
 End = Literal["done", "diverged", "failed", "stopped", "untrained", "held", "queued"]
@@ -71,11 +72,14 @@ def ended(
 
 
 def _run_end(plan: Plan, observed: Observed, results: Mapping[str, Result], run: PlanRun, rest: End) -> RunEnd:
-    for state in (run.base, *run.path):
+    there = observed.states.get(run.path[-1])
+    made = run.made_of and there is not None and there.outcome == "trained"
+    before = run.path if made else plan.states_of(run)  # what it was made of may be gone since
+    for state in (run.base, *before):
         seen = observed.states.get(state)
         if seen is not None and seen.outcome == "diverged":
             return RunEnd(run.name, "diverged")
-        for kind in ("base", "train"):
+        for kind in ("base", "train", "merge"):
             result = results.get(f"{kind}:{state}")
             if result is not None and result.outcome in ("failed", "blocked"):
                 return RunEnd(run.name, "failed", result.failure)

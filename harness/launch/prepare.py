@@ -15,7 +15,8 @@ from harness.launch.slurm.preview import sbatch_calls
 from harness.plan.cost import shape_of
 from harness.plan.exposure import Views, views
 from harness.plan.observed import TaskRef
-from harness.plan.plan import Plan, PlanRun, build_plan
+from harness.plan.plan import Plan, build_plan
+from harness.plan.records import PlanRun
 from harness.store.layout import Folder
 from harness.study.errors import Mistake
 

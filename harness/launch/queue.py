@@ -23,14 +23,18 @@ class Queue:
         self.running: dict[str, Work] = {}
         self._order = {item.id: place for place, item in enumerate(items)}
         self._made_by = {item.makes: item for item in items if item.makes is not None}
-        self._waiting: dict[str, list[Work]] = {}
+        self._waiting: dict[str, list[Work]] = {}  # state → items that it is missing to
+        self._missing: dict[str, set[str]] = {}  # item → states that it still waits for
         self._ready: list[Work] = []
         there = set(available)
         for item in items:
-            if item.needs is None or (item.needs in there and item.needs not in self._made_by):
+            missing = {state for state in item.awaits if state in self._made_by or state not in there}
+            if not missing:
                 self._ready.append(item)
-            else:
-                self._waiting.setdefault(item.needs, []).append(item)
+            self._missing[item.id] = missing
+            for state in item.awaits:
+                if state in missing:
+                    self._waiting.setdefault(state, []).append(item)
         self._remaining = self._longest_paths(items)
         for state in [state for state in self._waiting if state not in self._made_by]:
             self._give_up(state, state in diverged, f"the state {state[:12]} that it starts from is not there")
@@ -60,9 +64,16 @@ class Queue:
         if item.makes is None or result.outcome == "stopped":
             return
         if result.outcome in MAKES_STATE:
-            self._ready += self._waiting.pop(item.makes, [])
+            self._release(item.makes)
         else:
             self._give_up(item.makes, result.outcome == "diverged", f"{item.name} failed before it")
+
+    def _release(self, state: str) -> None:
+        """A state is there: whoever waited for nothing else may start."""
+        for item in self._waiting.pop(state, []):
+            self._missing[item.id].discard(state)
+            if not self._missing[item.id] and item.id not in self.results:
+                self._ready.append(item)
 
     def again(self, item: Work) -> None:
         """Put a running item back: its worker was lost, and another one is to go on with it."""
@@ -72,7 +83,7 @@ class Queue:
     def _hold(self, why: Failure) -> None:
         """Begin nothing more: whatever comes next would meet the same, after hours of work."""
         held = [*self._ready, *(item for waiting in self._waiting.values() for item in waiting)]
-        self.results.update({item.id: Result("blocked", why) for item in held})
+        self.results |= {item.id: Result("blocked", why) for item in held if item.id not in self.results}
         self._ready.clear()
         self._waiting.clear()
 
@@ -92,13 +103,15 @@ class Queue:
         return [item for name, item in self.items.items() if name not in self.results]
 
     def _rank(self, item: Work, made: str | None) -> tuple[bool, int, bool, int]:
-        child = made is not None and item.needs == made
+        child = made is not None and made in item.awaits
         return (item.kind == "evaluate", -self._remaining[item.id], not child, self._order[item.id])
 
     def _give_up(self, state: str, diverged: bool, reason: str) -> None:
         lost = self._waiting.pop(state, [])
         while lost:
             item = lost.pop()
+            if item.id in self.results:  # another of the states that it waits for was given up before
+                continue
             result = Result("unreachable") if diverged else Result("blocked", Failure("parent", reason))
             self.results[item.id] = result
             if item.makes is not None:
@@ -111,23 +124,28 @@ class Queue:
         for item in reversed(_parents_first(items)):
             length = item.tokens + (beyond.get(item.makes, 0) if item.makes is not None else 0)
             remaining[item.id] = length
-            if item.needs is not None:
-                beyond[item.needs] = max(beyond.get(item.needs, 0), length)
+            for state in item.awaits:
+                beyond[state] = max(beyond.get(state, 0), length)
         return remaining
 
 
 def _parents_first(items: Sequence[Work]) -> list[Work]:
     children: dict[str, list[Work]] = {}
     made = {item.makes for item in items if item.makes is not None}
+    left: dict[str, int] = {}  # item → states that it waits for and that nobody before it has made
     ordered: list[Work] = []
     for item in items:
-        if item.needs in made and item.needs is not None:
-            children.setdefault(item.needs, []).append(item)
-        else:
+        own = [state for state in item.awaits if state in made]
+        left[item.id] = len(own)
+        for state in own:
+            children.setdefault(state, []).append(item)
+        if not own:
             ordered.append(item)
-    for item in ordered:  # grows while it is walked: each item brings its children
-        if item.makes is not None:
-            ordered += children.get(item.makes, [])
+    for item in ordered:  # grows while it is walked: each item brings the children that waited for it last
+        for child in children.get(item.makes, []) if item.makes is not None else ():
+            left[child.id] -= 1
+            if not left[child.id]:
+                ordered.append(child)
     if len(ordered) != len(items):
         raise ValueError("the items wait for each other in a circle")
     return ordered

@@ -28,6 +28,7 @@ from harness.study.errors import UserError
 if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
     from harness.study import Study
+    from harness.study.merges import Merge
     from harness.study.treatment import Arm, LearningRate, Stage, Treatment
 
 BATCHES = 4  # of each stage; a checkpoint after every other one
@@ -113,7 +114,7 @@ def shortened(study: Study) -> Study:
             "eval": evaluation,
             "launch": spec.launch.model_copy(update={"checkpoint_every": 2 * batch}),
             "keep": spec.keep.model_copy(update={"checkpoints": "all"}),
-            "compare": spec.compare.model_copy(update={"allow": {}, "primary": [], "not_worse": {}}),
+            "compare": spec.compare.model_copy(update={"primary": [], "not_worse": {}}),
             "controls": [],
             "budget": spec.budget.model_copy(update={"gpu_hours": None}),
         }
@@ -125,6 +126,7 @@ def shortened(study: Study) -> Study:
         seed_sets=study.seed_sets[:1],
         controls=(),
         control_arms=(),
+        merges=tuple(_short_merge(merge, study) for merge in _merges(study)),
         notes=(),
     )
 
@@ -137,8 +139,10 @@ def _short_points(study: Study) -> list[str]:
 
 
 def _one_a_shape(study: Study) -> list[Arm]:
-    """`default`, the arms that the comparison names, and each arm that has a shape which none before it had."""
+    """`default`, the arms that the comparison and the merges name, and each arm that has a shape which none before it
+    had."""
     named = {study.spec.compare.baseline, study.spec.compare.control}
+    named |= {name for merge in _merges(study) for name in merge.arms}
     seen: set[Hashable] = set()
     chosen = []
     for arm in study.arms:
@@ -147,6 +151,22 @@ def _one_a_shape(study: Study) -> list[Arm]:
             seen |= new
             chosen.append(arm)
     return chosen
+
+
+def _merges(study: Study) -> list[Merge]:
+    """The first of each kind."""
+    found: dict[str, Merge] = {}
+    for merge in study.merges:
+        found.setdefault(merge.of, merge)
+    return list(found.values())
+
+
+def _short_merge(merge: Merge, study: Study) -> Merge:
+    """The same of what is left: one seed, and of checkpoints the last two."""
+    if merge.of == "checkpoints":
+        batch = study.arm(merge.arms[0]).treatment.stages[-1].batch_tokens
+        return replace(merge, over=batch, every=batch, weights=None if merge.weights is None else merge.weights[:2])
+    return replace(merge, weights=None) if merge.pooled else merge
 
 
 def shape(stage: Stage) -> Hashable:
@@ -226,6 +246,8 @@ def _tried(prepared: Prepared, restored: dict[str, tuple[int, str]]) -> list[Tri
     """The first segment of each shape that was trained, and restored if one was."""
     found: dict[Hashable, Tried] = {}
     for run in prepared.plan.runs:
+        if run.made_of:
+            continue
         stages = {stage.name: stage for stage in prepared.study.arm(run.arm).treatment.stages}
         for name in run.path:
             segment = prepared.plan.segments[name]

@@ -136,11 +136,14 @@ def _run(
     seen: dict[str, _Segment],
 ) -> RunStatus:
     path = run["path"]
-    for name in path:
+    behind = runs.states_behind(plan, run)
+    for name in (*behind, *path):
         if name not in seen:
             seen[name] = _segment(folder.state(name), bounds[name], float(plan.get("silent_after", SILENT_SECONDS)))
     segments = [seen[name] for name in path]
     last = _telling(segments)
+    if last.state == "waiting":
+        last = _stopped_before([seen[name] for name in behind], last)
     of = int(bounds[path[-1]]["tokens_to"])
     state, detail = last.state, last.detail
     if segments[-1].state == "done":
@@ -176,6 +179,15 @@ def _telling(segments: list[_Segment]) -> _Segment:
     done = [segment for segment in segments if segment.state == "done"]
     reached = done[-1] if done else segments[0]
     return _Segment("waiting", "", reached.tokens if done else 0, reached.row, 0, reached.checkpoint)
+
+
+def _stopped_before(behind: Sequence[_Segment], own: _Segment) -> _Segment:
+    """How a merge stands that waits: as what it is made of does, where that will never be there."""
+    for word in ("diverged", "failed"):
+        for part in behind:
+            if part.state == word:
+                return replace(own, state=word, detail=f"a part of it {word}: {part.detail}")
+    return own
 
 
 def _segment(state: StateFolder, bounds: Mapping[str, Any], patience: float) -> _Segment:
@@ -229,6 +241,8 @@ def _at_work(
 
 def _progress(row: Mapping[str, Any] | None, bounds: Mapping[str, Any]) -> str:
     start, end = int(bounds["tokens_from"]), int(bounds["tokens_to"])
+    if start == end:
+        return "a merge"
     reached = max(start, int(row["tokens"])) if row is not None else start
     left_out = ", spike left out" if row is not None and row.get("skipped") else ""
     return f"{(reached - start) / (end - start):.0%} of {bounds['stage']}{left_out}"

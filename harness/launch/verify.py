@@ -119,7 +119,7 @@ def _copied(folder: Folder, alone: Folder, run: Mapping[str, Any]) -> list[Work]
     items: list[Work] = []
     renamed: dict[str, str] = {}
     merges = [point["segment"] for point in run["points"] if point["segment"] not in (None, *run["path"])]
-    for name in (run["base"], *run["path"], *merges):
+    for name in _behind(folder, [run["base"], *run["path"], *merges]):
         try:
             segment = states.read_segment(folder.state(name))
         except (FileNotFoundError, Damaged):
@@ -128,13 +128,38 @@ def _copied(folder: Folder, alone: Folder, run: Mapping[str, Any]) -> list[Work]
         own = renamed[name]
         parent = segment["parent"] and renamed[segment["parent"]]
         own_fields = {"id": own, "parent": parent}
+        also: tuple[str, ...] = ()
         if "recipe" in segment:
-            own_fields["recipe"] = {**segment["recipe"], "of": [renamed[of] for of in segment["recipe"]["of"]]}
+            parts = [renamed[of] for of in segment["recipe"]["of"]]
+            own_fields["recipe"] = {**segment["recipe"], "of": parts}
+            parent, *others = dict.fromkeys(parts)
+            also = tuple(others)
         states.write_segment(alone.state(own), {**segment, **own_fields})
         kind: Any = segment["kind"]
         tokens = int(segment["tokens_to"]) - int(segment["tokens_from"])
-        items.append(Work(kind, own, parent, tokens, f"{segment['stage']} of {run['name']}", {"start": []}))
+        items.append(Work(kind, own, parent, tokens, f"{segment['stage']} of {run['name']}", {"start": []}, also))
     return items
+
+
+def _behind(folder: Folder, names: Sequence[str]) -> list[str]:
+    """States and all that they start from or are merged of, parents first."""
+    found: dict[str, None] = {}
+
+    def add(name: str) -> None:
+        if name in found:
+            return
+        try:
+            segment = states.read_segment(folder.state(name))
+        except (FileNotFoundError, Damaged):
+            segment = {}  # said by whoever reads it
+        for before in (segment.get("parent"), *(segment.get("recipe") or {}).get("of", ())):
+            if before:
+                add(str(before))
+        found[name] = None
+
+    for name in names:
+        add(name)
+    return list(found)
 
 
 def _alias(run: Mapping[str, Any], point: Mapping[str, Any]) -> str:

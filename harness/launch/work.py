@@ -24,8 +24,8 @@ class Work:
     """One item of work.
 
     state: the state that it makes (base, train, merge) or evaluates. needs: the state that must be there before it may
-    start; None for a base. tokens: what it trains, 0 when it trains nothing. name: what a person calls it.
-    detail: what the work function needs besides, as JSON.
+    start; None for a base. also: others that must be there, of a merge of several. tokens: what it trains, 0 when it
+    trains nothing. name: what a person calls it. detail: what the work function needs besides, as JSON.
     """
 
     kind: Kind
@@ -34,6 +34,17 @@ class Work:
     tokens: int
     name: str
     detail: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+
+    @property
+    def awaits(self) -> tuple[str, ...]:
+        """All states that must be there before it may start."""
+        return self.also if self.needs is None else (self.needs, *self.also)
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Work:
+        """An item as `asdict` wrote it to a file."""
+        return cls(**{**line, "also": tuple(line.get("also", ()))})
 
     @property
     def id(self) -> str:

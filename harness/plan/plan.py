@@ -14,8 +14,10 @@ from harness.plan.fingerprint import LENGTH, base_state
 from harness.plan.lint import Lint, Path, lint
 from harness.plan.lint.context import read_lengths
 from harness.plan.lint.results import lint_results
+from harness.plan.merged import Merged, cuts_of, spent
 from harness.plan.merges import EMA, add_averages
 from harness.plan.observed import NOTHING, Observed, TaskRef
+from harness.plan.records import BASE, END, BaseState, PlanArm, PlanEval, PlanRun, Point
 from harness.plan.rope import check_ropes
 from harness.plan.science import Identities, PathBuilder, Piece, base_science, data_seeds, seeds_change_at
 from harness.plan.stale import stale_states, without
@@ -24,69 +26,7 @@ from harness.plan.tree import Segment
 if TYPE_CHECKING:
     from harness.study import Study
     from harness.study.schema.base import BaseSpec
-    from harness.study.treatment import Arm, SeedSet, Treatment
-
-BASE = "base"
-END = "end"
-
-
-@dataclass(slots=True)
-class PlanArm:
-    """An arm; `same_as` names the arm with equal science that is trained in its place, None when it is its own.
-
-    control: an A/A arm, trained although another has its science, with seeds of its own.
-    """
-
-    name: str
-    changes: Mapping[str, Any]
-    fingerprint: str
-    same_as: str | None
-    control: bool = False
-
-
-@dataclass(slots=True)
-class Point:
-    """A named state of a run. `segment` is None for the base; `state` is the folder's name either way."""
-
-    label: str
-    segment: str | None
-    tokens: int
-    state: str
-
-
-@dataclass(slots=True)
-class PlanRun:
-    """An arm with its seeds: the segments of its path from token 0 and its named points."""
-
-    name: str
-    arm: str
-    seeds: SeedSet
-    base: str
-    path: list[str]
-    points: list[Point]
-    pieces: list[Piece]
-    data_seeds: list[int]
-    tokens: int
-
-
-@dataclass(slots=True)
-class BaseState:
-    """The state before token 0 of all runs with one init seed."""
-
-    id: str
-    science: dict[str, Any]
-    needed: bool
-
-
-@dataclass(slots=True)
-class PlanEval:
-    """One task at one point of one run."""
-
-    run: str
-    label: str
-    state: str
-    task: TaskRef
-    done: bool
+    from harness.study.treatment import Arm, Treatment
 
 
 @dataclass(slots=True)
@@ -111,6 +51,14 @@ class Plan:
     def kind_of(self, state: str) -> str:
         """`base`, `train` or `merge`."""
         return "base" if state in self.bases else self.segments[state].kind
+
+    def states_of(self, run: PlanRun) -> list[str]:
+        """The segments that lead to a run's end, parents first: its path, and for a merged run those of its parts."""
+        paths = [*(self.runs[index].path for index in run.made_of), run.path]
+        return list(dict.fromkeys(state for path in paths for state in path))
+
+    def _made_of(self, run: PlanRun) -> dict[str, Any]:
+        return {"made_of": [self.runs[index].name for index in run.made_of]} if run.made_of else {}
 
     @property
     def unresolved(self) -> list[str]:
@@ -152,6 +100,7 @@ class Plan:
             "base": run.base,
             "path": run.path,
             "points": [_point_json(point) for point in run.points],
+            **self._made_of(run),
             "evals": [
                 {"point": item.label, "key": item.task.key, "suite": item.task.suite, "task": item.task.task}
                 for item in self.evals
@@ -179,6 +128,7 @@ class Plan:
                     "fingerprint": arm.fingerprint,
                     "same_as": arm.same_as,
                     "control": arm.control,
+                    **({} if arm.merge is None else {"merge": arm.merge}),
                 }
                 for arm in self.arms
             ],
@@ -191,6 +141,7 @@ class Plan:
                     "base": run.base,
                     "path": run.path,
                     "points": [{"label": p.label, "segment": p.segment, "tokens": p.tokens} for p in run.points],
+                    **self._made_of(run),
                 }
                 for run in self.runs
             ],
@@ -198,7 +149,7 @@ class Plan:
                 {
                     "id": segment.id,
                     "kind": segment.kind,
-                    "parents": [segment.parent] if segment.parent in self.segments else [],
+                    "parents": [parent for parent in segment.parents if parent in self.segments],
                     "stage": segment.stage,
                     "tokens_from": segment.tokens_from,
                     "tokens_to": segment.tokens_to,
@@ -255,7 +206,7 @@ def build_plan(
     builder = PathBuilder(identities)
     runs, arms, bases = _runs(study, builder, identities)
     layouts = {arm.name: _layout(arm.treatment, study.spec.eval.every) for arm in (*study.arms, *study.control_arms)}
-    segments, paths = _segments(runs, _trees(runs, layouts, share), shape)
+    segments, paths = _segments(runs, _trees(runs, layouts, cuts_of(study, arms), share), shape)
     for run, path in zip(runs, paths, strict=True):
         run.path = path
         run.points = _points(layouts[run.arm], run, segments)
@@ -263,23 +214,27 @@ def build_plan(
         averages = add_averages(runs, segments, shape is not None)
         for run in runs:
             run.points.append(Point(EMA, averages[run.name], run.tokens, averages[run.name]))
+    Merged(study, arms, runs, segments, shape is not None).enter()
     if study.spec.stale == "rerun":
         observed = without(observed, stale_states(segments, observed))
     plan = Plan(study, identities, arms, runs, bases, segments, [], list(tasks), {}, [], shape, observed=observed)
     plan.evals = _evals(study, plan, observed)
     reasons.settle(plan, observed)
     plan.totals = _totals(plan)
+    trained = [run for run in runs if not run.made_of]
     rates = {
         run.arm: Path(
             [(piece.stage, piece.science["lr"]) for piece in run.pieces],
             run.tokens,
             [piece.end for piece in run.pieces],
         )
-        for run in runs
+        for run in trained
         if run.arm not in study.control_names
     }
     flops = None if shape is None else _path_flops(runs, shape)
-    plan.lint = lint(study, rates, flops, read_lengths(sources, base_manifest), lint_results(plan, observed, share))
+    made = {run.arm: spent(run, runs) for run in runs if run.made_of}
+    found = lint_results(plan, observed, share)
+    plan.lint = lint(study, rates, flops, read_lengths(sources, base_manifest), found, made)
     return plan
 
 
@@ -329,9 +284,17 @@ def _base_id(
     return name
 
 
-def _trees(runs: Sequence[PlanRun], layouts: Mapping[str, tuple[tuple[str, int], ...]], share: bool) -> list[tree.Tree]:
-    """The tree of all runs, or (share=False) a tree for each. A run needs a state wherever it has a label."""
-    cuts = {arm: tuple(sorted({tokens for _, tokens in layout})) for arm, layout in layouts.items()}
+def _trees(
+    runs: Sequence[PlanRun],
+    layouts: Mapping[str, tuple[tuple[str, int], ...]],
+    merged: Mapping[str, set[int]],
+    share: bool,
+) -> list[tree.Tree]:
+    """The tree of all runs, or (share=False) a tree for each. A run needs a state wherever it has a label, and where
+    its weights go into a merge."""
+    cuts = {
+        arm: tuple(sorted({tokens for _, tokens in layout} | merged.get(arm, set()))) for arm, layout in layouts.items()
+    }
     paths = [tree.Path(run.base, run.pieces, run.data_seeds, cuts[run.arm]) for run in runs]
     return [tree.build(paths)] if share else [tree.build([path]) for path in paths]
 
@@ -412,15 +375,17 @@ def is_evaluated(study: Study, point: Point) -> bool:
 
 def _is_read(study: Study, run: PlanRun) -> bool:
     """Whether what the run's model writes is wanted: one run an arm, none of an arm that checks the study itself."""
-    return run.seeds.name == study.seed_sets[0].name and run.arm not in study.control_names
+    first = run.seeds.name == study.seed_sets[0].name or bool(run.seeds.pooled)
+    return first and run.arm not in study.control_names
 
 
 def _path_flops(runs: Sequence[PlanRun], shape: cost.ModelShape) -> dict[str, int]:
-    """Floating-point operations of each arm's whole path, shared or not."""
+    """Floating-point operations of each arm's whole path, shared or not; of a merge those of all that it is made of."""
     found: dict[str, int] = {}
     for run in runs:
         if run.arm not in found:
-            found[run.arm] = _flops(run.pieces, 0, run.tokens, shape)
+            made_of = [runs[index] for index in run.made_of] or [run]
+            found[run.arm] = sum(_flops(one.pieces, 0, one.tokens, shape) for one in made_of)
     return found
 
 
@@ -434,7 +399,7 @@ def _totals(plan: Plan) -> dict[str, Any]:
         "runs": len(plan.runs),
         "segments": len(plan.segments),
         "tokens": sum(segment.tokens_to - segment.tokens_from for segment in segments),
-        "tokens_unshared": sum(run.tokens for run in plan.runs),
+        "tokens_unshared": sum(run.tokens for run in plan.runs if not run.made_of),
         "tokens_to_train": sum(segment.tokens_to - segment.start_tokens for segment in to_train),
         "flops": None if flops is None else float(flops),
         "gpu_hours": None if flops is None else cost.gpu_hours(flops),

@@ -21,7 +21,8 @@ def settle(plan: Plan, observed: Observed) -> None:
     """
     children: dict[str, list[Segment]] = {}
     for segment in plan.segments.values():
-        children.setdefault(segment.parent, []).append(segment)
+        for parent in segment.parents:
+            children.setdefault(parent, []).append(segment)
     wanted = _wanted_states(plan, observed)
     passed = _passed_states(plan, observed, children)
     lost = lost_states(plan, [name for name, seen in observed.states.items() if seen.outcome == "diverged"])
@@ -84,7 +85,7 @@ def lost_states(plan: Plan, diverged: Collection[str]) -> set[str]:
     """The diverged states and every state after them, which nobody can reach."""
     lost = set(diverged)
     for segment in plan.segments.values():  # parents before children
-        if segment.parent in lost:
+        if any(parent in lost for parent in segment.parents):
             lost.add(segment.id)
     return lost
 
@@ -156,6 +157,9 @@ def science_summary(plan: Plan) -> dict[str, Any]:
                     facts[f"{piece.stage}.{name}"] = value
             facts[f"{piece.stage}.data_seed"] = data_seed
             facts[f"{piece.stage}.end"] = piece.end
+        if run.made_of:
+            facts["made of"] = ", ".join(plan.runs[index].name for index in run.made_of)
+            facts["coefficients"] = ", ".join((plan.segments[run.path[-1]].recipe or {})["coefficients"])
         summary[run.name] = {"path": run.path, "facts": facts}
     return summary
 

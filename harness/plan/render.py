@@ -78,7 +78,7 @@ def _arms(plan: Plan, width: int) -> str:
     work = _work_by_arm(plan)
     rows = [["arm", "changes", "to train", "why"]]
     for arm in plan.arms[:MOST_ARMS]:
-        levels = plan.study.arm(arm.name).levels
+        levels = arm.changes if arm.merge else plan.study.arm(arm.name).levels
         changes = ", ".join(f"{path.removeprefix('stages.')}={_flat(level)}" for path, level in levels.items())
         if arm.same_as is not None:
             rows.append([arm.name, changes, "", f"same as {arm.same_as}"])

@@ -67,11 +67,11 @@ def rate(piece: Piece, t: int, batch_tokens: int) -> float:
     x = (position - start) / (end - start)
     if shape == "exponential":
         return float(a ** (1.0 - x) * b**x)  # exactly a at the beginning and exactly b at the end
-    left = _remaining(shape, x)
+    left = remaining(shape, x)
     return float(a * left + b * (1.0 - left))  # the same
 
 
-def _remaining(shape: str, x: float) -> float:
+def remaining(shape: str, x: float) -> float:
     """The share of `from - to` that is left at x; exactly 1 at x = 0 and 0 at x = 1 for every shape."""
     if shape == "linear":
         return 1.0 - x

@@ -30,7 +30,7 @@ def stale_states(segments: Mapping[str, Segment], observed: Observed) -> dict[st
             continue
         if seen.code is not None and seen.code != observed.code:
             found[segment.id] = f"trained by other code ({seen.code[:8]}, now {observed.code[:8]})"
-        elif segment.parent in found:
+        elif any(parent in found for parent in segment.parents):
             found[segment.id] = "made from a state that was trained by other code"
     return found
 

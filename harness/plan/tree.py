@@ -30,9 +30,9 @@ class Path:
 class Segment:
     """The work between two states, and whether it must be done now. `id` names the state at its end.
 
-    parent: a segment, or the base state. run: index of one path that passes through it.
-    state: new, reused, recomputed, stale or re-keyed; reason: why, in words. needed: `run` will train it, beginning at
-    start_tokens, from the checkpoint at start_path if not from the parent's. flops: None while the model is unknown.
+    parent: a segment, or the base state; of a merge the last of its parts. run: index of one path that passes through
+    it. state: new, reused, recomputed, stale or re-keyed; reason: why, in words. needed: `run` will train it, beginning
+    at start_tokens, from the checkpoint at start_path if not from the parent's. flops: None while the model is unknown.
     kind: train, or merge (see `plan.merges`), which has a recipe.
     """
 
@@ -50,6 +50,11 @@ class Segment:
     start_tokens: int = 0
     start_path: str | None = None
     recipe: Mapping[str, Any] | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The states that must be there before it: all of a merge's parts."""
+        return (self.parent,) if self.recipe is None else tuple(dict.fromkeys(self.recipe["of"]))
 
 
 @dataclass(slots=True)

@@ -12,6 +12,17 @@ from harness.store.markers import Damaged, read_marked
 SCHEMA = 1
 
 
+def is_merged(run: Mapping[str, Any]) -> bool:
+    """Whether a run, as run.json or plan.json has it, is made of others' weights."""
+    return bool(run.get("made_of"))
+
+
+def states_behind(plan: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """The states on the paths of the runs that a merged run is made of, parents first; none for one that is trained."""
+    parts = set(run.get("made_of") or ())
+    return list(dict.fromkeys(state for one in plan["runs"] if one["name"] in parts for state in one["path"]))
+
+
 def write_run(folder: Folder, run: Mapping[str, Any]) -> None:
     """Write a run's record unless an equal one is there."""
     value = {"schema": SCHEMA, **run}

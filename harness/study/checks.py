@@ -189,9 +189,12 @@ def check_compare(spec: CompareSpec, arms: Iterable[str], study: StudySpec) -> N
     names = dict.fromkeys(arms)
     for key in ("baseline", "control"):
         arm = getattr(spec, key)
+        if arm in study.merge:
+            message = f"`{arm}` is a merge, and every arm is compared with one that is trained; {nearest('', names)}"
+            raise Mistake(("compare", key), message)
         if arm is not None and arm not in names:
             raise Mistake(("compare", key), f"there is no arm `{arm}`; {nearest(arm, names)}")
-    names |= dict.fromkeys(control.name for control in study.controls)
+    names |= dict.fromkeys([*study.merge, *(control.name for control in study.controls)])
     for arm in spec.allow:
         if arm not in names:
             raise Mistake(("compare", "allow", arm), f"there is no arm `{arm}`; {nearest(arm, names)}", at_key=True)

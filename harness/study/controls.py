@@ -50,7 +50,7 @@ def resolve_controls(spec: StudySpec, arms: Sequence[str], seeds: Sequence[SeedS
 
     arms: names of all arms; seeds: the study's own replicates. Raises Mistake.
     """
-    taken = list(arms)
+    taken = [*arms, *spec.merge]
     resolved = []
     for index, control in enumerate(spec.controls):
         path = ("controls", index)
@@ -82,6 +82,9 @@ def _same_as(
 ) -> Control:
     arm = control.same_as
     assert arm is not None
+    if arm in spec.merge:
+        said = f"`{arm}` is a merge, which has no seeds of its own; expected an arm that is trained"
+        raise Mistake((*path, "same_as"), said)
     if arm not in arms:
         raise Mistake((*path, "same_as"), f"there is no arm `{arm}`; {nearest(arm, arms)}")
     if control.seeds is None:
@@ -111,6 +114,9 @@ def _reproduction(
     path = (*path, "reproduce")
     if control.seeds is not None:
         raise Mistake((*path[:-1], "seeds"), "belongs to `same_as`, not to `reproduce`; expected it there", at_key=True)
+    if wanted.arm in spec.merge:
+        said = f"`{wanted.arm}` is a merge, which waits for the controls itself; expected an arm that is trained"
+        raise Mistake((*path, "arm"), said)
     if wanted.arm not in arms:
         raise Mistake((*path, "arm"), f"there is no arm `{wanted.arm}`; {nearest(wanted.arm, arms)}")
     if wanted.at not in spec.eval.labels:

@@ -7,7 +7,7 @@ from typing import Any
 from harness.study.checks import NAME
 from harness.study.schema import NULLABLE, StudySpec
 
-_NAMED = ("sources", "stages")  # mappings of names that the user gives
+_NAMED = ("sources", "stages", "merge")  # mappings of names that the user gives
 
 
 def json_schema() -> dict[str, Any]:

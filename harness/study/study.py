@@ -17,6 +17,7 @@ from harness.study.controls import Control, control_arms, resolve_controls
 from harness.study.document import Document, load
 from harness.study.equal_compute import Cost
 from harness.study.errors import Mistake, StudyError
+from harness.study.merges import Merge, resolve_merges
 from harness.study.optimizers import check_average
 from harness.study.paths import Path, dotted
 from harness.study.resolve import Resolver
@@ -32,6 +33,7 @@ class Study:
     path: the study file; text: the file as written; resolved: the whole document as plain values, after include
     and `--set`. arms: `default` first, then in the order of `ablate`. notes: what was rounded, one line each.
     controls: what must hold before other arms are trained; control_arms: those of them that are trained (A/A).
+    merges: arms that are made of others' weights; they are none of `arms`, which are trained.
     unsolved: arms whose length waits for the model (`flops_of`). dropped: arms left out, and why (`over: drop`).
     """
 
@@ -47,6 +49,7 @@ class Study:
     candidates: Mapping[str, Candidate]
     controls: tuple[Control, ...] = ()
     control_arms: tuple[Arm, ...] = ()
+    merges: tuple[Merge, ...] = ()
     unsolved: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,14 +93,18 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
             candidates = expand(document.values)
         names = [DEFAULT, *(arm.name for arm in candidates)]
         checks.check_compare(spec.compare, names, spec)
-        checks.check_resources(spec.launch.resources, [*names, *(control.name for control in spec.controls)], stages)
+        others = [*spec.merge, *(control.name for control in spec.controls)]
+        checks.check_resources(spec.launch.resources, [*names, *others], stages)
     except Mistake as mistake:
         raise document.error(mistake) from None
     with _collector_paused():
         arms, waiting = _arms(candidates, default, document, resolver)
     try:
         check_average(spec.eval.at, (default, *arms))
-        controls = resolve_controls(spec, [DEFAULT, *(arm.name for arm in arms)], seed_sets)
+        trained = {arm.name: arm for arm in (default, *arms)}
+        replicates = [seeds.name for seeds in seed_sets]
+        merges = resolve_merges(spec, document.values.get("merge") or {}, trained, replicates, resolver.lengths)
+        controls = resolve_controls(spec, list(trained), seed_sets)
     except Mistake as mistake:
         raise document.error(mistake) from None
     return Study(
@@ -112,7 +119,8 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         document=document,
         candidates={candidate.name: candidate for candidate in candidates},
         controls=controls,
-        control_arms=control_arms(controls, {arm.name: arm for arm in (default, *arms)}),
+        control_arms=control_arms(controls, trained),
+        merges=merges,
         unsolved=tuple(waiting),
     )
 
@@ -130,6 +138,12 @@ def without(study: Study, over: Mapping[str, str]) -> Study:
         if control.arm in over:
             message = f"needs `{control.arm}`, which is left out (`over: drop`): {over[control.arm]}"
             raise study.error(Mistake(("controls", index), message))
+    for merge in study.merges:
+        for name in merge.arms:
+            if name in over:
+                raise study.error(
+                    Mistake(merge.place, f"needs `{name}`, which is left out (`over: drop`): {over[name]}")
+                )
     arms = tuple(arm for arm in study.arms if arm.name not in over)
     notes = (*study.notes, *(f"left out: {arm}: {why}" for arm, why in over.items()))
     return replace(study, arms=arms, notes=notes, dropped={**study.dropped, **over})

@@ -6,7 +6,7 @@ two arms whose stage is the same hold the same `Stage` object, so derived values
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -169,16 +169,31 @@ class SeedSet:
     """One replicate. `name` is built from the seeds that the study declares (`d1`, `i1-d2`).
 
     trunk_data: the data seed of the stages before `from_stage` (None: `data` holds from token 0).
+    pooled: the replicates that one model was merged of, none for a replicate itself.
     """
 
     name: str
     init: int
     data: int
     from_stage: str | None = None
+    pooled: tuple[SeedSet, ...] = ()
 
     @property
-    def declared(self) -> dict[str, int]:
+    def declared(self) -> dict[str, Any]:
+        if self.pooled:
+            return {"init": [one.init for one in self.pooled], "data": [one.data for one in self.pooled]}
         return {"init": self.init, "data": self.data}
+
+
+LONGEST_POOL = 60  # characters of the name of pooled replicates
+
+
+def pooled(seeds: Sequence[SeedSet]) -> SeedSet:
+    """The replicates of one model that was merged over them: `d1+d2+d3`, or `d1+19` for the first and 19 more."""
+    name = "+".join(one.name for one in seeds)
+    if len(name) > LONGEST_POOL:
+        name = f"{seeds[0].name}+{len(seeds) - 1}"
+    return SeedSet(name, seeds[0].init, seeds[0].data, seeds[0].from_stage, tuple(seeds))
 
 
 TRUNK_DATA_SEED = 0  # data seed of the stages that come before `seeds.from`

@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.store import attempts
 from harness.store.layout import Folder
+from harness.store.runs import states_behind
 from harness.track.rows import Stretch, begun, done_of, pieces_of
 from harness.track.scores import all_there, labels, scores_of
 from harness.track.tracker import TrackedRun
@@ -26,13 +27,17 @@ ID_LENGTH = 32
 
 @dataclass(frozen=True)
 class Projected:
-    """One run of a tracker's. path: what its history covers. run: the plan's, None for a segment. evals: of the run."""
+    """One run of a tracker's. path: what its history covers. run: the plan's, None for a segment. evals: of the run.
+
+    behind: of a merged run, the states of the runs that it is made of; the updates are theirs, its history has none.
+    """
 
     id: str
     name: str
     path: tuple[Stretch, ...]
     run: Mapping[str, Any] | None
     evals: tuple[Mapping[str, Any], ...] = ()
+    behind: tuple[str, ...] = ()
 
     @property
     def last(self) -> str:
@@ -61,7 +66,8 @@ class Projection:
         for run in self.plan["runs"]:
             path = tuple(self._stretch(state) for state in run["path"])
             own = tuple(evals.get(run["name"], ()))
-            yield Projected(self._id("run", run["path"][-1]), run["name"], path, run, own)
+            behind = tuple(states_behind(self.plan, run))
+            yield Projected(self._id("run", run["path"][-1]), run["name"], path, run, own, behind)
 
     def _shared(self) -> Iterator[Projected]:
         """Segments that are the last of no run: nobody's history shows them while they are trained."""
@@ -118,7 +124,11 @@ class Projection:
         return found
 
     def diverged(self, item: Projected) -> bool:
-        done = (done_of(self.folder.state(stretch.state)) for stretch in item.path)
+        own = done_of(self.folder.state(item.last)) if item.behind else None
+        if own is not None and own.outcome != "diverged":
+            return False
+        states = (*item.behind, *(stretch.state for stretch in item.path))
+        done = (done_of(self.folder.state(state)) for state in states)
         return any(marker is not None and marker.outcome == "diverged" for marker in done)
 
     def scores(self, item: Projected) -> dict[str, dict[str, float]]:
@@ -156,7 +166,7 @@ class Projection:
             **_flat("changes", arm["changes"]),
             "arm": arm["name"],
             "study": self.plan["study"],
-            **self._science(item, item.run["name"]),
+            **(_flat("made_of", item.run["made_of"]) if item.behind else self._science(item, item.run["name"])),
             **_flat("seeds", item.run["seeds"]),
             "fingerprint": item.last,
             **self._code(item.last),

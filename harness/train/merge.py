@@ -1,17 +1,24 @@
 """A state that is made of others' weights without training: a segment of kind `merge`.
 
 Its `segment.json` carries a `recipe`, {"method": ..., "of": [states]}, which names it and says what to do. `ema` takes
-the moving average of the weights that the one state of `of` was trained with (`optimizer.ema`). A method that averages
-several states (a soup, WSM) is another entry of `_METHODS`, with its coefficients in the recipe.
+the moving average of the weights that the one state of `of` was trained with (`optimizer.ema`); `mean` takes the mean
+of the weights at the ends of all states of `of`, with the `coefficients` of the recipe (a soup, WSM).
 """
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -61,7 +68,7 @@ def _merge(folder: Folder, segment: Mapping[str, Any], attempt: Attempt) -> None
     recipe = segment["recipe"]
     parts = [_final(folder, name) for name in recipe["of"]]
     model = _METHODS[recipe["method"]](recipe, parts)
-    marker = _save(attempt, model, parts[0], segment)
+    marker = _save(attempt, model, parts[-1], segment)
     weights = checkpoints.weights_hash(marker.files)
     attempt.check_owner()
     states.write_done(attempt.state, "trained", marker.tokens, marker.step, weights, marker.tokens, {"recipe": recipe})
@@ -89,8 +96,81 @@ def _moving_average(recipe: Mapping[str, Any], parts: Sequence[CheckpointMarker]
     return model
 
 
+# What a configuration says of the run that wrote it, and not of the model.
+_OF_THE_WRITER = ("transformers_version", "_name_or_path")
+
+
+def _mean(recipe: Mapping[str, Any], parts: Sequence[CheckpointMarker]) -> PreTrainedModel:
+    """The weighted mean of the weights: sum_j n_j theta_j / D, the coefficients being n_j / D.
+
+    It is summed in fp64 in the order of the recipe and rounded to fp32 once, so that equal weights give the plain mean
+    and the result is the same on every machine. One tensor of all parts is in memory at a time, beside the model.
+    """
+    coefficients = [Fraction(text) for text in recipe["coefficients"]]
+    _check_alike(parts)
+    model = load_model(parts[-1].model)
+    own = model.state_dict()
+    for name, tensors in _tensors([part.model for part in parts]):
+        with torch.no_grad():
+            own[name].copy_(weighted_mean(tensors, coefficients))
+    return model
+
+
+def weighted_mean(tensors: Sequence[torch.Tensor], coefficients: Sequence[Fraction]) -> torch.Tensor:
+    """sum_j c_j tensor_j in fp64, by whole numbers over one denominator. Shapes are equal. Raises ValueError for
+    tensors of whole numbers that differ: they have no mean."""
+    first = tensors[0]
+    if not first.is_floating_point():
+        if any(not torch.equal(first, other) for other in tensors):
+            raise ValueError("tensors of whole numbers differ, and have no mean")
+        return first
+    common = math.lcm(*(one.denominator for one in coefficients))
+    total = torch.zeros(first.shape, dtype=torch.float64)
+    for tensor, one in zip(tensors, coefficients, strict=True):
+        total += tensor.double() * float(one.numerator * (common // one.denominator))
+    return total / float(common)
+
+
+def _tensors(folders: Sequence[Path]) -> Iterator[tuple[str, list[torch.Tensor]]]:
+    """Each tensor that the first folder stores, once, with those of the same name in the others."""
+    with ExitStack() as stack:
+        found = []
+        for folder in folders:
+            files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(folder.glob("*.safetensors"))]
+            found.append({name: file for file in files for name in file.keys()})  # noqa: SIM118
+        for name in found[0]:
+            yield name, [files[name].get_tensor(name) for files in found]
+
+
+def _check_alike(parts: Sequence[CheckpointMarker]) -> None:
+    """Raise UserError for models whose weights do not mean the same: another architecture, rope or tokenizer."""
+    first, *others = parts
+    for other in others:
+        ours, theirs = _configuration(first.model), _configuration(other.model)
+        differs = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+        differs += [] if _tokenizer(first) == _tokenizer(other) else ["the tokenizer"]
+        if differs:
+            raise UserError(
+                f"{other.path} cannot be merged with {first.path}: they differ in {', '.join(differs)}, "
+                "and their weights have no mean."
+            )
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in read.items() if name not in _OF_THE_WRITER}
+
+
+def _tokenizer(part: CheckpointMarker) -> dict[str, Any]:
+    return {
+        name: record["sha256"]
+        for name, record in part.files.items()
+        if Path(name).parent.name == "model" and Path(name).name in ("tokenizer.json", "tokenizer.model", "vocab.json")
+    }
+
+
 Method = Callable[[Mapping[str, Any], Sequence[CheckpointMarker]], PreTrainedModel]
-_METHODS: Mapping[str, Method] = {"ema": _moving_average}
+_METHODS: Mapping[str, Method] = {"ema": _moving_average, "mean": _mean}
 
 
 def _save(

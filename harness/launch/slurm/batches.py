@@ -5,7 +5,8 @@ array per (parent, resources): its tasks start when the parent's job has ended w
 array have children, there are two ways, and the one with fewer calls is taken: an array for each parent, or one for the
 first children of all parents, one for the second, and so on, task i waiting for task i (`aftercorr`). Where a study
 would still need more than `CALLS`, the tasks of a level are put into one array that waits until all its parents have
-ended (`afterany`); each task then looks itself whether its own parent is there.
+ended (`afterany`); each task then looks itself whether its own parent is there. So it is with merges of what several
+jobs make: one waits for all of them (`afterok`), several are one array that waits for all of theirs (`afterany`).
 """
 
 from __future__ import annotations
@@ -61,11 +62,11 @@ def batches(
     chains: Sequence[Chain],
     limits: Limits = Limits(),
     canaries: Canaries = Canaries(),
-    under_way: Callable[[Chain], str | None] = lambda chain: None,
+    under_way: Callable[[Chain], Sequence[str]] = lambda chain: (),
 ) -> list[Batch]:
     """The calls of sbatch that submit `chains`, in an order in which each waits only for those before it.
 
-    under_way: the job in Slurm at which the state that a chain starts from is being made, None where it is there.
+    under_way: the jobs in Slurm at which the states that a chain starts from are being made.
     """
     depth = max((chain.level for chain in chains), default=-1) + 1
     best: list[Batch] | None = None
@@ -82,7 +83,7 @@ class _Layers:
     """merged: how many levels, from the first that waits, have one array for all parents."""
 
     def __init__(
-        self, limits: Limits, canaries: Canaries, under_way: Callable[[Chain], str | None], merged: int
+        self, limits: Limits, canaries: Canaries, under_way: Callable[[Chain], Sequence[str]], merged: int
     ) -> None:
         self._limits = limits
         self._passed = canaries.passed
@@ -102,25 +103,31 @@ class _Layers:
             elif level <= self._merged:
                 self._merge(levels[level])
             else:
-                self._below(levels[level])
+                several = [chain for chain in levels[level] if len(chain.parents) > 1 or self._under_way(chain)]
+                self._below([chain for chain in levels[level] if chain not in several])
+                self._merge(several)
         return self._batches
 
     def _roots(self, chains: Sequence[Chain]) -> None:
         for _, of_group in _by(chains, lambda chain: chain.group).items():
-            by_job = _by(of_group, self._under_way)
-            ready = by_job.pop(None, [])
+            by_job = _by(of_group, lambda chain: tuple(self._under_way(chain)))
+            ready = by_job.pop((), [])
             self._arrays(ready, [], "afterok")
             if len(by_job) <= CALLS // 2:
-                for job, alike in by_job.items():
-                    self._arrays(alike, [job], "afterok")
+                for jobs, alike in by_job.items():
+                    self._arrays(alike, list(jobs), "afterok")
             else:  # one array that waits until all have ended
-                self._arrays([chain for alike in by_job.values() for chain in alike], list(by_job), "afterany")
+                all_jobs = list(dict.fromkeys(job for jobs in by_job for job in jobs))
+                self._arrays([chain for alike in by_job.values() for chain in alike], list(all_jobs), "afterany")
 
     def _merge(self, chains: Sequence[Chain]) -> None:
         for alike in _by(chains, lambda chain: chain.group).values():
             for part in self._parts(alike):
-                parents = list(dict.fromkeys(self._place[_parent(chain)] for chain in part))
-                self._add(dict(enumerate(part)), [(batch, _index(batch, at)) for batch, at in parents], "afterany")
+                parents = dict.fromkeys(self._place[parent] for chain in part for parent in chain.parents)
+                after: list[tuple[Batch, int | None] | str] = [(batch, _index(batch, at)) for batch, at in parents]
+                after += dict.fromkeys(word for chain in part for word in self._under_way(chain))
+                alone = len(part) == 1 and (len(after) > 1 or part[0].level > self._merged)
+                self._add(dict(enumerate(part)), after, "afterok" if alone else "afterany")
 
     def _below(self, chains: Sequence[Chain]) -> None:
         for (_, batch), alike in _by(chains, lambda chain: (chain.group, self._place[_parent(chain)][0])).items():
@@ -167,17 +174,12 @@ class _Layers:
 
 def _gated(chain: Chain) -> bool:
     """Whether a chain before it trains with the same resources: it cannot start before that one has shown them."""
-    before = chain.parent
-    while before is not None:
-        if before.group == chain.group and before.trains:
-            return True
-        before = before.parent
-    return False
+    return any(before.group == chain.group and before.trains for before in chain.before)
 
 
 def _parent(chain: Chain) -> Chain:
-    assert chain.parent is not None
-    return chain.parent
+    (parent,) = chain.parents
+    return parent
 
 
 def _index(batch: Batch, at: int) -> int | None:

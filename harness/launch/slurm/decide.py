@@ -71,10 +71,11 @@ def without_parents(decision: Decision, items: Sequence[Work]) -> None:
     lost = {item.makes: item for item in items if item.id in decision.held and item.makes is not None}
     ready = []
     for item in decision.ready:
-        if item.needs is not None and item.needs in lost:
-            decision.hold(item, Held("parent", f"waits for {lost[item.needs].name}"))
+        missing = next((state for state in item.awaits if state in lost), None)
+        if missing is not None:
+            decision.hold(item, Held("parent", f"waits for {lost[missing].name}"))
             if item.makes is not None:
-                lost[item.makes] = lost[item.needs]
+                lost[item.makes] = lost[missing]
         else:
             ready.append(item)
     decision.ready = ready

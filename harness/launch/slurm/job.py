@@ -86,8 +86,8 @@ class Job:
     def _all(self, stop: Stop) -> int:
         code = DONE
         lost: set[str] = set()  # states that this job failed to make, or that will never be
-        for item in (Work(**line) for line in self._element.items):
-            if item.needs in lost:
+        for item in map(Work.from_json, self._element.items):
+            if lost.intersection(item.awaits):
                 if item.makes is not None:
                     lost.add(item.makes)
                 continue
@@ -99,7 +99,7 @@ class Job:
             result = self._one(item, stop)
             if result.outcome == "stopped":
                 return self._stopped(item, stop)
-            if result.outcome in ("failed", "diverged", "blocked") and item.makes is not None:
+            if result.outcome in ("failed", "diverged", "blocked", "unreachable") and item.makes is not None:
                 lost.add(item.makes)
             code = code if result.failure is None else FAILED
             if self._ranks_are_lost:
@@ -135,17 +135,20 @@ class Job:
         return None if done is None else Result(done.outcome)
 
     def _gate(self, item: Work) -> Result | None:
-        """Whether what the item starts from is there and whole. None: go on."""
-        if item.needs is None:
-            return None
-        try:
-            parent = states.verify_state(self._folder.state(item.needs))
-        except Damaged as reason:
-            return Result("blocked", Failure("parent", f"the state that it starts from is damaged: {reason}"))
-        if parent is None:
-            why = f"the state {item.needs[:12]} that it starts from is not there"
-            return Result("blocked", Failure("parent", why))
-        return Result("unreachable") if parent.outcome == "diverged" else None
+        """Whether all that the item starts from is there and whole. None: go on."""
+        missing: Result | None = None
+        for state in item.awaits:
+            try:
+                parent = states.verify_state(self._folder.state(state))
+            except Damaged as reason:
+                parent, why = None, f"the state that it starts from is damaged: {reason}"
+            else:
+                why = f"the state {state[:12]} that it starts from is not there"
+            if parent is not None and parent.outcome == "diverged":
+                return Result("unreachable")
+            if parent is None and missing is None:
+                missing = Result("blocked", Failure("parent", why))
+        return missing
 
     def _wait_for_others(self, item: Work, stop: Stop) -> None:
         """Wait while another job is at work on the same state. An older life of this very job is not waited for:

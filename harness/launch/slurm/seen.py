@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from harness.launch.slurm import asked, canary, classes, client
 from harness.launch.slurm.classes import End
 from harness.launch.slurm.client import Queue, Row
+from harness.launch.work import Work
 from harness.store import submissions
 from harness.store.layout import Folder, SubmissionFolder
 from harness.store.submissions import Element, Gone, Intent
@@ -132,13 +133,13 @@ def tries(seen: Seen, folder: Folder, done: Callable[[str], bool]) -> dict[str, 
             element = submission.elements[index]
             if not element.items:
                 continue
-            needs = element.items[0]["needs"]
+            awaited = Work.from_json(element.items[0]).awaits
             ended = classes.ends(
                 element.ids,
                 submissions.read_log(submission.folder, index),
                 gone,
                 submission.number,
-                needs is None or done(str(needs)),
+                all(done(state) for state in awaited),
                 element.remedy,
                 _still_held(folder, submission),
             )

@@ -12,6 +12,7 @@ from harness.launch.slurm.seen import Submission
 from harness.store import attempts, states
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.store.runs import is_merged
 from harness.study.errors import UserError
 
 # Slurm's words for why a task waits, where they tell a person of this tool something.
@@ -111,7 +112,7 @@ def _items(run: Mapping[str, Any]) -> list[str]:
     ends = dict.fromkeys(point["segment"] or run["base"] for point in run["points"])
     return [
         f"base:{run['base']}",
-        *(f"train:{state}" for state in run["path"]),
+        *(f"{'merge' if is_merged(run) else 'train'}:{state}" for state in run["path"]),
         *(f"merge:{state}" for state in merges),
         *(f"evaluate:{state}" for state in ends),
     ]

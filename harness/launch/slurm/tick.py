@@ -247,17 +247,15 @@ class Tick:
             if groups[key] in passed or (key != _key(Remedied(plain)) and not short):
                 proven.add(key)
 
-        def job_of(chain: Chain) -> str | None:
-            if chain.needs not in makers:
-                return None
-            submission, index = under_way[makers[chain.needs]]
-            return submission.word(index)
+        def jobs_of(chain: Chain) -> list[str]:
+            found = [under_way[makers[state]] for state in chain.awaits if state in makers]
+            return list(dict.fromkeys(submission.word(index) for submission, index in found))
 
         found = batches(
-            chains(decision.ready, lambda item: keys[item.id]),
+            chains(decision.ready, lambda item: keys[item.id], makers),
             Limits(client.max_array_size()),
             Canaries(proven, {key: waiting[group] for key, group in groups.items() if group in waiting}),
-            job_of,
+            jobs_of,
         )
         self._call(found)
 

@@ -11,7 +11,8 @@ from harness.study.errors import Mistake, nearest
 # Known from the declaration alone, before anything runs.
 OF_TREATMENTS: Mapping[str, str] = {
     "undeclared-difference": "an arm differs from the baseline in something that it does not declare",
-    "unequal-tokens": "an arm trains on another number of tokens than the baseline, and `compare.equal` is tokens",
+    "unequal-tokens": "an arm trains on another number of tokens than the baseline (a merge: all that it is made "
+    "of), and `compare.equal` is tokens",
     "unequal-flops": "an arm's path costs more than 1 % more or less than the baseline's, and `compare.equal` is flops",
     "schedule-open": "an arm's learning rate has not come to the end of a decay where it is compared",
     "confounded": "an axis also changes another source's tokens, the total or the number of updates",

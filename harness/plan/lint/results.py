@@ -14,7 +14,8 @@ from harness.plan.lint.codes import Lint
 from harness.plan.observed import EvaluationSeen, Observed
 
 if TYPE_CHECKING:
-    from harness.plan.plan import Plan, PlanRun
+    from harness.plan.plan import Plan
+    from harness.plan.records import PlanRun
 
 Values = dict[str, set[str]]  # field → the values that occur
 MOST_FIELDS = 4
@@ -29,7 +30,7 @@ def lint_results(plan: Plan, observed: Observed, share: bool = True) -> list[Lin
     of_weights: dict[str, list[EvaluationSeen]] = {}
     for result in observed.results:
         of_weights.setdefault(result.weights, []).append(result)
-    paths = {run.name: _of_path(run, observed) for run in plan.runs}
+    paths = {run.name: _of_path(plan.states_of(run), observed) for run in plan.runs}
     scores = {run.name: _of_results(run, observed, of_weights, current) for run in plan.runs}
     for arm, own, reference in _pairs(plan):
         found += _against(arm, own, reference, paths, scores)
@@ -55,10 +56,10 @@ def _pairs(plan: Plan) -> Iterator[tuple[str, list[str], list[str]]]:
             yield arm, [own[seeds]], [reference[seeds]]
 
 
-def _of_path(run: PlanRun, observed: Observed) -> Values:
+def _of_path(path: list[str], observed: Observed) -> Values:
     """Numerics, code and tokenizer of the states of a run, flat, as far as they are done."""
     values: Values = {}
-    for state in run.path:
+    for state in path:
         seen = observed.states.get(state)
         if seen is None or seen.outcome not in ("trained", "diverged"):
             continue

@@ -152,6 +152,14 @@ def _covered(path: str, declared: Iterable[str]) -> bool:
     return False
 
 
+def unequal_merge(name: str, tokens: int, baseline: Arm, equal: str) -> Iterator[Lint]:
+    """What a merged run cost to make: the paths of all runs that it is made of, whole, against the baseline's one."""
+    reference = baseline.treatment.tokens
+    if equal == "tokens" and tokens != reference:
+        message = f"is made of runs that train on {tokens:,} tokens together, {baseline.name} on {reference:,}"
+        yield Lint("error", "unequal-tokens", name, message)
+
+
 def unequal_flops(name: str, flops: int, baseline: str, reference: int | None) -> Iterator[Lint]:
     """Whole batches cannot be split, so within 1 % counts as equal."""
     if reference is not None and abs(flops - reference) > 0.01 * reference:

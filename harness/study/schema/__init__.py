@@ -10,6 +10,7 @@ from harness.study.schema.ablation import MixtureAxis, SeedsSpec
 from harness.study.schema.base import SourceSpec
 from harness.study.schema.controls import ControlSpec, ReproduceSpec
 from harness.study.schema.evaluation import CompareSpec, EvalSpec, HeldOutSpec
+from harness.study.schema.merge import MergeSpec
 from harness.study.schema.scalars import NULLABLE
 from harness.study.schema.study import ArmSpec, StudySpec, description_of
 
@@ -21,6 +22,7 @@ __all__ = [
     "ControlSpec",
     "EvalSpec",
     "HeldOutSpec",
+    "MergeSpec",
     "MixtureAxis",
     "ReproduceSpec",
     "SeedsSpec",

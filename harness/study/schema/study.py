@@ -15,6 +15,7 @@ from harness.study.schema.base import BaseSpec, SourceSpec
 from harness.study.schema.controls import ControlSpec
 from harness.study.schema.evaluation import CompareSpec, EvalSpec
 from harness.study.schema.execution import BudgetSpec, KeepSpec, LaunchSpec
+from harness.study.schema.merge import MergeSpec
 from harness.study.schema.scalars import Text, Texts, Unsigned
 from harness.study.schema.tracking import Tracking
 from harness.study.schema.training import LrSpec, StageSpec, TrainSpec
@@ -40,6 +41,9 @@ class StudySpec(Block):
     )
     ablate: list[ItemSpec] = Field(
         default_factory=list, description="a list of grid, zip, cases, one_at_a_time or mixture items"
+    )
+    merge: dict[str, MergeSpec] = Field(
+        default_factory=dict, description="a mapping of names: arms that are made of others' weights"
     )
     seeds: SeedsSpec = Field(default_factory=SeedsSpec, description="a mapping of init, data, pair, from")
     controls: list[ControlSpec] = Field(

@@ -64,3 +64,11 @@ def test_a_failure_that_may_be_tried_again_is_ready_with_its_remedy() -> None:
 def test_preempted_work_goes_on_however_often() -> None:
     ends = [End("preempted", "told to stop", number, at=number) for number in range(9)]
     assert "train:l" in ids(decided(tries={"train:l": ends}))
+
+
+def test_a_merge_is_held_with_any_of_its_parts_and_what_is_made_of_it_too() -> None:
+    soup = Work("merge", "m", "l", 0, "soup", also=("o", "x"))
+    items = [*ALL, soup, Work("evaluate", "m", "m", 0, "evaluate soup")]
+    found = decide(items, (), {}, lambda item: None, ["train:o"], lambda item: None)
+    assert found.held["merge:m"].reason == found.held["evaluate:m"].reason == "waits for other"
+    assert "evaluate:l" in ids(found) and "train:l" in ids(found)
