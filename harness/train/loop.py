@@ -18,7 +18,8 @@ from harness.train.average import WeightAverage
 from harness.train.forward import Forward, MicroBatch
 from harness.train.loss import IGNORED, LossTerms
 from harness.train.numerics import Numerics
-from harness.train.optimizer import gradient_norm, trained_parameters, update
+from harness.train.optimizer import update
+from harness.train.parallel import Weights, Whole
 from harness.train.ranks import ALONE, Ranks
 
 Piece = Mapping[str, Any]
@@ -79,10 +80,13 @@ class Loop:
         numerics: Numerics,
         average: WeightAverage | None = None,
         ranks: Ranks = ALONE,
+        forward: Forward | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """pieces: the path from token 0, as in segment.json. Training may go on to the end of the last one.
 
-        average: of the model's weights, to be kept up to date. ranks: who trains with this process.
+        average: of the model's weights, to be kept up to date. ranks: who trains with this process. forward, weights:
+        of a model that is sharded; without, each rank holds the whole one.
         """
         self.model = model
         self.optimizer = optimizer
@@ -92,9 +96,9 @@ class Loop:
         self.average = average
         self._ranks = ranks
         self.step = steps_before(pieces, loader.tokens)
-        self._parameters = [parameter for _, parameter in trained_parameters(model)]
-        self._device = self._parameters[0].device
-        self.forward = Forward(model, numerics, len(loader.source_names))
+        self.weights = weights or Whole(model, ranks)
+        self._device = self.weights.parameters[0].device
+        self.forward = forward or Forward(model, numerics, len(loader.source_names))
         self._broken = torch.zeros((), device=self._device)
         self._unseen: list[_Unseen] = []
 
@@ -114,13 +118,14 @@ class Loop:
         science = piece_at(self.pieces, tokens)["science"]
         batch = self.loader.next()
         labels = self._labels(batch)
-        own = self._accumulate_gradients(batch, science, max(1, sum(labels)))
-        of_batch = self._over_ranks(own)
-        norm = gradient_norm(self._parameters)
-        figures = torch.cat([of_batch, norm.unsqueeze(0)])
-        self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
         lr = rate(science["lr"], tokens, science["batch_tokens"])
-        update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
+        with self.weights.exposed():
+            own = self._accumulate_gradients(batch, science, max(1, sum(labels)))
+            of_batch, norm = self.weights.reduce(own)
+            figures = torch.cat([of_batch, norm.unsqueeze(0)])
+            self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
+            update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
+            self.weights.updated()
         if self.average is not None:
             self.average.update(self._broken)
         self.step += 1
@@ -147,20 +152,11 @@ class Loop:
             inside = MicroBatch(
                 batch.input_ids[micro], batch.labels[micro], batch.position_ids[micro], batch.source[micro]
             )
+            self.weights.before_micro_batch(last=micro.stop == part.stop)
             losses = self.forward(inside, terms, labels, science["precision"])
             losses.objective.backward()
             figures += torch.cat([losses.by_source, losses.z_loss.unsqueeze(0)])
         return figures
-
-    def _over_ranks(self, figures: Tensor) -> Tensor:
-        """The figures of the whole batch from those of this rank's rows. Sums the gradients, too."""
-        self._ranks.sum_gradients(self._parameters, figures)
-        return figures
-
-    def checksum(self) -> int:
-        """Of the bits of all weights, below 2^62: equal weights have equal ones. Waits for the device."""
-        sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in self._parameters]
-        return int(torch.stack(sums).sum()) % (1 << 62)
 
     def look(self) -> list[Update]:
         """The figures of the updates since the last look, up to the first that was not finite. Waits for the device."""
