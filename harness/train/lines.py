@@ -150,7 +150,8 @@ class _Watch:
         except OSError:
             data = b""
         *whole, self._read[line] = (self._read[line] + data).split(b"\n")
-        news = any([self._take(line, text) for text in whole])
+        taken = [self._take(line, text) for text in whole]
+        news = any(taken)
         if not data:
             selector.unregister(line)
             line.close()

@@ -30,7 +30,8 @@ class Numerics:
     """Where and in what order the arithmetic runs.
 
     threads: intra-op threads of this process. micro_batch: tokens per forward, None for a whole batch.
-    kernels: whose fused kernels run in the model. world: processes that share a batch.
+    kernels: whose fused kernels run in the model. world: processes that share a batch. strategy: how they divide the
+    model (`parallel`): none, ddp or fsdp.
     """
 
     device: Literal["cpu", "cuda"]
@@ -40,6 +41,7 @@ class Numerics:
     processor: str
     kernels: Literal["torch"] = "torch"
     world: int = 1
+    strategy: str = "none"
 
     @classmethod
     def resolve(cls, device: str = "auto", threads: int = 1, micro_batch: int | None = None) -> Numerics:

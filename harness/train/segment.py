@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal
 
 import transformers
-from transformers import PreTrainedModel
+from torch import nn
 
 from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
@@ -21,16 +21,20 @@ from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
 from harness.train.average import WeightAverage, decay_at
-from harness.train.checkpoint import load_average, load_cursor, load_optimizer, remove_leftovers
+from harness.train.checkpoint import load_cursor, remove_leftovers
+from harness.train.forward import Forward
 from harness.train.keeper import Keeper, Onlooker
 from harness.train.loop import Loop, piece_at
-from harness.train.model import load_config, load_model
+from harness.train.model import load_config
 from harness.train.numerics import Numerics
 from harness.train.optimizer import build_optimizer
 from harness.train.packing import check_isolation
+from harness.train.parallel import choose, described
 from harness.train.ranks import ALONE, RankFailed, Ranks
 from harness.train.record import Progress
+from harness.train.restore import restore_average, restore_model, restore_optimizer
 from harness.train.rope import resolve_rope, set_context
+from harness.train.sharding import Shards
 from harness.train.start import Start, find_start, from_json, to_json
 
 CONSTANT_IN_A_SEGMENT = ("batch_tokens", "context", "optimizer", "precision")
@@ -50,6 +54,7 @@ class TrainSettings:
     checkpoint_every: int | None = None
     keep: int | Literal["last", "all"] = "last"
     stop_after_steps: int | None = None
+    strategy: str = "auto"
     code: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -87,6 +92,8 @@ def train_segment(
         if done is not None:
             return Outcome(**done)
         segment = states.read_segment(state)
+        strategy = choose(settings.strategy, ranks.world, _base(folder)["parameters"]["total"])
+        settings = replace(settings, numerics=replace(settings.numerics, strategy=strategy))
         if not ranks.leads:
             return _follow(folder, segment, settings, ranks)
         return _attempt(folder, segment, settings, progress, extra, ranks)
@@ -110,17 +117,20 @@ def _attempt(
     ranks: Ranks,
 ) -> Outcome:
     """Train as rank 0, or alone."""
-    attempt = begin(folder.state(segment["id"]), _environment(settings))
+    attempt = begin(folder.state(segment["id"]), _environment(settings, segment))
     try:
         with StopRequest() as stop, ranks.together():
             start = _start(ranks, lambda: _find_start(folder, segment, attempt, extra))
             loop = prepare(folder, segment, start, settings.numerics, ranks)
-            keeper = Keeper(folder, segment, attempt, start, settings.keep, progress)
+            keeper = Keeper(folder, segment, attempt, start, settings.keep, progress, ranks)
             outcome = _train(loop, segment, start, keeper, settings, stop, ranks)
     except Fenced as reason:
         attempt.finish("fenced", error=str(reason))
         return Outcome("fenced", segment["tokens_from"], 0)
     except BaseException as error:
+        if isinstance(error, RankFailed) and error.kind == Fenced.__name__:
+            attempt.finish("fenced", error=str(error))
+            return Outcome("fenced", segment["tokens_from"], 0)
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         attempt.failed(what)
         raise
@@ -134,7 +144,10 @@ def _follow(folder: Folder, segment: Mapping[str, Any], settings: TrainSettings,
         with StopRequest() as stop, ranks.together():
             start = _start(ranks)
             loop = prepare(folder, segment, start, settings.numerics, ranks)
-            return _train(loop, segment, start, Onlooker(), settings, stop, ranks)
+            keeper = Onlooker(folder.state(segment["id"]), segment, ranks)
+            return _train(loop, segment, start, keeper, settings, stop, ranks)
+    except Fenced:
+        return Outcome("fenced", segment["tokens_from"], 0)
     except RankFailed as reason:
         if reason.kind == Fenced.__name__:
             return Outcome("fenced", segment["tokens_from"], 0)
@@ -198,9 +211,26 @@ def _train(
     stop: StopRequest,
     ranks: Ranks,
 ) -> Outcome:
-    """Update after update from `start` on. Every rank decides alike: from equal figures and what they agreed on."""
+    """Train from `start` on. What was being written when something goes wrong is given up."""
+    try:
+        return _updates(loop, segment, start, keeper, settings, stop, ranks)
+    except BaseException:
+        keeper.abandon()
+        raise
+
+
+def _updates(
+    loop: Loop,
+    segment: Mapping[str, Any],
+    start: Start,
+    keeper: Onlooker,
+    settings: TrainSettings,
+    stop: StopRequest,
+    ranks: Ranks,
+) -> Outcome:
+    """Update after update. Every rank decides alike: from equal figures and what they agreed on."""
     end, every = segment["tokens_to"], settings.checkpoint_every
-    if start.own and start.tokens == end:  # killed between its last checkpoint and its marker
+    if start.own and start.tokens == end and not start.marker.sharded:  # killed between its last checkpoint and marker
         keeper.finished_before(loop)
         return Outcome("trained", end, 0)
     told = ranks.agree(stop.number)
@@ -211,6 +241,7 @@ def _train(
         began = loop.tokens
         loop.update()
         told = ranks.agree(stop.number)
+        keeper.poll()
         steps = keeper.steps + loop.unseen
         due = every is not None and loop.tokens // every > began // every
         due = due or reaches_multiple(began, loop.tokens, settings.keep)
@@ -222,8 +253,7 @@ def _train(
                 keeper.diverged(seen[-1])
                 return Outcome("diverged", before(segment["pieces"], seen[-1].tokens), keeper.steps - 1)
         if due:
-            if ranks.world > 1:
-                ranks.check_equal(loop.checksum(), "the weights are")
+            loop.weights.check_equal()
             keeper.save(loop)
             told = ranks.agree(stop.number)
         if loop.tokens == end:
@@ -240,22 +270,33 @@ def prepare(folder: Folder, segment: Mapping[str, Any], start: Start, numerics: 
     context = science["context"]
     ranks.check_rows(science["batch_tokens"], context["length"])
     _check_numerics(numerics, ranks)
-    base = manifests.read_base(folder)
-    if base is None:
-        raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
+    base = _base(folder)
     config = load_config(start.path / "model")
     length, positions = context["length"], base["max_positions"]
     set_context(config, resolve_rope(context["rope"], base["rope"], length, positions), length, positions)
-    model = load_model(start.path / "model", config).to(numerics.device)
+    sources = _open_sources(folder, segment)
+    loader = Loader(segment["pieces"], sources, load_cursor(start.path), start.tokens)
+    model = restore_model(start.marker, config)
     if context["documents"] == "masked":
         check_isolation(model)
     optimizer = build_optimizer(model, science["optimizer"])
+    forward = Forward(model, numerics, len(loader.source_names))
+    shards: Shards | None = None
+    if numerics.strategy == "fsdp":
+        shards = Shards(forward, ranks, numerics.device, science["precision"], optimizer)
+    else:
+        model.to(numerics.device)
     if not switches_optimizer(segment["pieces"], start.tokens):
-        load_optimizer(start.path, model, optimizer)
-    sources = _open_sources(folder, segment)
-    loader = Loader(segment["pieces"], sources, load_cursor(start.path), start.tokens)
-    average = _average(segment, start, model)
-    return Loop(model, optimizer, loader, segment["pieces"], numerics, average, ranks)
+        restore_optimizer(start.marker, model, optimizer, shards)
+    average = _average(segment, start, model if shards is None else shards, shards)
+    return Loop(model, optimizer, loader, segment["pieces"], numerics, average, ranks, forward, shards)
+
+
+def _base(folder: Folder) -> dict[str, Any]:
+    base = manifests.read_base(folder)
+    if base is None:
+        raise UserError(f"{folder.base_manifest} is missing or damaged; `ablate run` resolves the base again.")
+    return base
 
 
 def _check_numerics(numerics: Numerics, ranks: Ranks) -> None:
@@ -276,15 +317,17 @@ def switches_optimizer(pieces: Sequence[Mapping[str, Any]], tokens: int) -> bool
     return bool(before != after)
 
 
-def _average(segment: Mapping[str, Any], start: Start, model: PreTrainedModel) -> WeightAverage | None:
+def _average(
+    segment: Mapping[str, Any], start: Start, weights: nn.Module, shards: Shards | None
+) -> WeightAverage | None:
     """The moving average of the weights: the checkpoint's where the path goes on with it, else begun at its weights."""
     last = min(start.tokens, segment["tokens_to"] - 1)  # at the segment's end nothing is left to do but to say so
     decay = decay_at(segment["pieces"], last)
     if decay is None:
         return None
-    average = WeightAverage(model, decay)
+    average = WeightAverage(weights, decay)
     if decay_at(segment["pieces"], start.tokens - 1) == decay:
-        average.load(load_average(start.path))
+        restore_average(start.marker, average, shards)
     return average
 
 
@@ -309,9 +352,11 @@ def _open_sources(folder: Folder, segment: Mapping[str, Any]) -> dict[str, Token
     return sources
 
 
-def _environment(settings: TrainSettings) -> dict[str, Any]:
+def _environment(settings: TrainSettings, segment: Mapping[str, Any]) -> dict[str, Any]:
+    precision = _constant_science(segment)["precision"]
     return {
         "numerics": settings.numerics.record(),
+        "precision": described(settings.numerics.strategy, precision),
         "code": dict(settings.code),
         "versions": {"transformers": transformers.__version__},
     }
