@@ -68,6 +68,7 @@ def settings(prepared: Prepared) -> dict[str, Any]:
         "device": spec.launch.device,
         "threads": spec.launch.threads,
         "micro_batch": spec.launch.micro_batch,
+        "strategy": spec.launch.strategy,
         "checkpoint_every": None if every is None else int(every),
         "keep": spec.keep.checkpoints,
         "code": code.provenance(),

@@ -90,6 +90,7 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
             candidates = expand(document.values)
         names = [DEFAULT, *(arm.name for arm in candidates)]
         checks.check_compare(spec.compare, names, spec)
+        checks.check_strategy(spec.launch)
         checks.check_resources(spec.launch.resources, [*names, *(control.name for control in spec.controls)], stages)
     except Mistake as mistake:
         raise document.error(mistake) from None

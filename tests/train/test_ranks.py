@@ -203,7 +203,11 @@ def test_rank_0_alone_writes_and_records_how_many_there_were(pair: tuple[StudyFo
     study, name = pair
     state = study.state(name)
     assert state.attempt_numbers() == [0]
-    assert read_json(state.attempt(0) / "env.json")["numerics"] == {**build.NUMERICS.record(), "world": 2}
+    assert read_json(state.attempt(0) / "env.json")["numerics"] == {
+        **build.NUMERICS.record(),
+        "world": 2,
+        "strategy": "ddp",
+    }
     kinds = [event["kind"] for event in read_json_lines(state.events)]
     assert kinds == ["attempt_started", "checkpoint", "finished"]
     assert read_json(state.attempt(0) / "exit.json")["outcome"] == "trained"
