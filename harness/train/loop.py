@@ -114,18 +114,21 @@ class Loop:
 
     def update(self) -> None:
         """Consume one batch."""
+        with self.weights.exposed():
+            self._update()
+
+    def _update(self) -> None:
         tokens = self.loader.tokens
         science = piece_at(self.pieces, tokens)["science"]
         batch = self.loader.next()
         labels = self._labels(batch)
+        own = self._accumulate_gradients(batch, science, max(1, sum(labels)))
+        of_batch, norm = self.weights.reduce(own)
+        figures = torch.cat([of_batch, norm.unsqueeze(0)])
+        self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
         lr = rate(science["lr"], tokens, science["batch_tokens"])
-        with self.weights.exposed():
-            own = self._accumulate_gradients(batch, science, max(1, sum(labels)))
-            of_batch, norm = self.weights.reduce(own)
-            figures = torch.cat([of_batch, norm.unsqueeze(0)])
-            self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
-            update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
-            self.weights.updated()
+        update(self.optimizer, lr, science["optimizer"]["clip"], norm, self._broken)
+        self.weights.updated()
         if self.average is not None:
             self.average.update(self._broken)
         self.step += 1

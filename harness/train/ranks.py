@@ -146,12 +146,13 @@ class Ranks:
     def exposed(self) -> Iterator[None]:
         """A block inside which this rank waits for the others, and they for it, outside of exchanges.
 
-        Raises RankLost when one of them is not there any more. A rank in which it raises anything else leaves: the
-        others get RankLost, with its reason.
+        Begins with an exchange, so that all enter or none. Raises RankLost when one of them is not there any more. A
+        rank in which it raises anything else leaves: the others get RankLost, with its reason.
         """
         if self.world == 1:
             yield
             return
+        self.agree()
         lost: str | None = None
         try:
             yield
