@@ -214,7 +214,8 @@ def _parameter(key: str) -> str:
 
 
 def _optimizer(loop: Loop, shards: Shards) -> dict[str, Tensor]:
-    return optimizer_tensors(shards.named, loop.optimizer)
+    """In an order that does not depend on how the state came about."""
+    return dict(sorted(optimizer_tensors(shards.named, loop.optimizer).items()))
 
 
 def _buffers(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -19,8 +19,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils import _pytree as pytree
@@ -60,7 +61,8 @@ class Shards(nn.Module):
         which the decoder layers cannot be told."""
         super().__init__()
         self._ranks = ranks
-        self.mesh = init_device_mesh(device, (ranks.world,))
+        # Of the group that is there: a mesh of its own making would choose this process's GPU anew, by its rank.
+        self.mesh = DeviceMesh.from_group(dist.group.WORLD, device)
         names = {id(parameter): name for name, parameter in trained_parameters(forward.model)}
         self._forward = [forward]  # in a list: a module here would be one of this module's own
         self._root: Any = _shard(forward, self.mesh, precision)
