@@ -56,7 +56,7 @@ def test_two_nodes_of_two_processes_have_the_losses_of_one_process(
     launch = f"{{nodes: 2, strategy: {strategy}, slurm: {{ntasks_per_node: 2}}, {LAUNCH[1:]}"
     together = write_real(tmp_path / "together", launch, more=EVAL + "\n")
     report, _ = submit(together, perform=PERFORM)
-    finished(cluster, 150)
+    finished(cluster, 400)
     alone = local(write_real(tmp_path / "alone", more=EVAL + "\n"), tmp_path / "alone" / "results")
     env = attempts.read_env(trunk(report.folder), 0)
     assert env is not None and (env["numerics"]["world"], env["numerics"]["strategy"]) == (4, strategy)

@@ -1,5 +1,5 @@
 """`python -m tests.train.on_gpus FOLDER WORLD STRATEGY`: a segment trained on so many GPUs of this machine, stopped
-half-way and finished on one; its losses go to FOLDER/losses.json. A program of its own: CUDA does not survive a fork."""
+half-way and finished on one; its losses go to FOLDER/losses.json. A program, since CUDA does not survive a fork."""
 
 from __future__ import annotations
 
