@@ -25,7 +25,7 @@ def restore_model(saved: CheckpointMarker, config: PretrainedConfig) -> PreTrain
     """The whole model of a checkpoint on the CPU."""
     if not saved.sharded:
         return load_model(saved.model, config)
-    model, files = build_model(config, init_seed=0), ShardFiles(saved.path)
+    model, files = build_model(config, init_seed=0), ShardFiles(saved)
     state = model.state_dict()
     missing = {name for name, _ in model.named_parameters()} - set(files.names("model."))
     if missing:
@@ -47,7 +47,7 @@ def restore_optimizer(
             tensors = {key: file.read(key, _rows(shards, key.partition(".")[2])) for key in file.names()}
             load_optimizer_tensors(shards, optimizer, tensors)
         return
-    files = ShardFiles(saved.path)
+    files = ShardFiles(saved)
     keys = files.names("optimizer.")
     rows = {key: None if shards is None else _rows(shards, key.partition(".")[2]) for key in keys}
     found = {key: files.read(f"optimizer.{key}", rows[key]) for key in keys}
@@ -61,7 +61,7 @@ def restore_average(saved: CheckpointMarker, average: WeightAverage, shards: Sha
 
 def _average(saved: CheckpointMarker, shards: Shards | None) -> Mapping[str, Tensor]:
     if saved.sharded:
-        files = ShardFiles(saved.path)
+        files = ShardFiles(saved)
         names = files.names("average.")
         if not names:
             raise UserError(f"{saved.path} keeps no average of the weights; it was written without `optimizer.ema`.")

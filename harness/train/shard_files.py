@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.distributed.tensor import DTensor
 
 from harness.store.atomic import writing
-from harness.store.checkpoints import SHARDS
+from harness.store.checkpoints import SHARDS, CheckpointMarker
 from harness.store.markers import Damaged
 
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32"}
@@ -168,10 +168,11 @@ class _Piece:
 class ShardFiles:
     """The tensors of a sharded checkpoint. Rows are read when they are asked for."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, saved: CheckpointMarker) -> None:
+        self._checkpoint = saved.path
         self._pieces: dict[str, list[_Piece]] = {}
-        for path in sorted((checkpoint / SHARDS).glob("*.safetensors")):
+        # By the marker: another machine may not list them all yet.
+        for path in (saved.path / name for name in sorted(saved.files) if name.startswith(f"{SHARDS}/")):
             with safe_open(path, framework="pt") as file:
                 offsets = json.loads((file.metadata() or {}).get(_OFFSETS, "{}"))
                 for name in file.keys():  # noqa: SIM118 (it is no mapping)

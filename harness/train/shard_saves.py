@@ -33,7 +33,7 @@ from harness.train.checkpoint import AVERAGE, CURSOR, OPTIMIZER
 from harness.train.loop import Loop
 from harness.train.model import load_model, save_model, save_settings
 from harness.train.optimizer import optimizer_tensors
-from harness.train.ranks import Ranks
+from harness.train.ranks import RankFailed, RankLost, Ranks
 from harness.train.shard_files import Entry, is_complete, rank_file, save_async, write_tensors
 from harness.train.sharding import Shards
 from harness.train.start import VISIBLE_SECONDS
@@ -82,15 +82,20 @@ class ShardSaves:
         shards = _shards(loop)
         final = self._state.checkpoint(loop.tokens)
         staged, attempt = self._stage(final)
-        if self._attempt is not None:
-            assert tokenizer is not None
-            with writing(staged):
-                (staged / SHARDS).mkdir()
-                save_settings(loop.model, staged / "model", tokenizer)
-            write_json(staged / CURSOR, loop.loader.cursor().to_json())
-        self._ranks.agree()  # the folder is there
-        path = rank_file(staged, self._ranks.rank, self._ranks.world)
-        work = save_async(path, _own_tensors(loop, shards, self._ranks.leads))
+        try:
+            if self._attempt is not None:
+                assert tokenizer is not None
+                with writing(staged):
+                    (staged / SHARDS).mkdir()
+                    save_settings(loop.model, staged / "model", tokenizer)
+                write_json(staged / CURSOR, loop.loader.cursor().to_json())
+            self._ranks.agree()  # the folder is there
+            path = rank_file(staged, self._ranks.rank, self._ranks.world)
+            work = save_async(path, _own_tensors(loop, shards, self._ranks.leads))
+        except BaseException:
+            if self._attempt is not None:
+                shutil.rmtree(staged, ignore_errors=True)
+            raise
         self._flight = _Flight(staged, final, fingerprint, loop.tokens, loop.step, work, attempt)
 
     def _stage(self, final: Path) -> tuple[Path, Attempt]:
@@ -170,10 +175,11 @@ class ShardSaves:
                 write_json(staged / CURSOR, loop.loader.cursor().to_json())
                 self._attempt.check_owner()
                 self._written(checkpoints.seal(staged, final, fingerprint, loop.tokens, loop.step))
-        except BaseException:
+        except BaseException as error:
             if self._attempt is not None:
                 shutil.rmtree(staged, ignore_errors=True)
-                self._attempt.check_owner()
+                if not isinstance(error, (RankFailed, RankLost)):  # of which the others know
+                    self._attempt.check_owner()
             raise
 
     def _stream(self, path: Path, tensors: dict[str, Tensor], shards: Shards) -> None:

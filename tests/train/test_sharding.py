@@ -112,7 +112,7 @@ def test_a_sharded_checkpoint_is_safetensors_and_json_alone_and_opens_with_torch
     assert sorted(file for file in marker.files if file.endswith(".safetensors")) == [
         f"shards/rank-0000{rank}-of-00004.safetensors" for rank in range(4)
     ]
-    files = ShardFiles(marker.path)
+    files = ShardFiles(marker)
     expected = {f"model.{key}": value for key, value in build.model().state_dict().items() if key != "lm_head.weight"}
     assert set(files.names("")) >= set(expected)
     read: dict[str, Any] = {key: torch.full_like(value, float("nan")) for key, value in expected.items()}
