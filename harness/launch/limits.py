@@ -18,8 +18,14 @@ def check_here(launch: LaunchSpec) -> str | None:
         if value > 1:
             raise UserError(
                 f"launch.{key} is {value}: a run on several {what} needs `--executor slurm`. To train it on one here, "
-                f"which changes rounding and nothing else, add --set launch.{key}=1."
+                f"which changes rounding and nothing else, add --set launch.{key}=1"
+                + ("." if launch.strategy == "auto" else " --set launch.strategy=auto.")
             )
+    if launch.strategy != "auto":
+        raise UserError(
+            f"launch.strategy is {launch.strategy}: it divides a run among several processes, which needs `--executor "
+            "slurm`. To train in one process here, add --set launch.strategy=auto."
+        )
     idle = [f"launch.{key}" for key in FOR_A_CLUSTER if getattr(launch, key)]
     if not idle:
         return None

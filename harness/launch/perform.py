@@ -47,6 +47,7 @@ def _train(folder: Folder, order: Order, progress: Progress) -> Result:
         checkpoint_every=order.settings["checkpoint_every"],
         keep=order.settings["keep"],
         stop_after_steps=None,
+        strategy=order.settings.get("strategy", "auto"),  # a submission of an earlier version has none
         code=order.settings["code"],
     )
     outcome = train_segment(folder, order.state, settings, progress, order.detail["start"], ranks.current())

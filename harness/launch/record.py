@@ -71,6 +71,7 @@ def settings(prepared: Prepared) -> dict[str, Any]:
         "kernels": spec.launch.kernels if isinstance(spec.launch.kernels, str) else spec.launch.kernels.model_dump(),
         "compile": spec.launch.compile,
         "activation_checkpointing": spec.launch.activation_checkpointing,
+        "strategy": spec.launch.strategy,
         "checkpoint_every": None if every is None else int(every),
         "keep": spec.keep.checkpoints,
         "code": code.provenance(),

@@ -1,5 +1,9 @@
 """Checkpoints: `checkpoints/<tokens>/` with a Hugging Face `model/` folder, optimizer, cursor and a marker.
 
+One that several ranks have written inside a segment may be sharded: weights and optimizer lie in `shards/`, a file of
+each rank, and `model/` holds configuration and tokenizer alone. Its marker has a schema of its own, which versions that
+know no shards refuse. The last checkpoint of a segment is never sharded.
+
 A checkpoint is whole when its marker is there and every checksum holds. It is written in a folder aside, made durable
 and renamed; the marker is its last file. Several may stand; a damaged one is passed over for the one before it.
 """
@@ -25,6 +29,8 @@ from harness.store.markers import (
 )
 
 SCHEMA = 1
+SHARDED_SCHEMA = 2
+SHARDS = "shards"
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,11 @@ class CheckpointMarker:
     def model(self) -> Path:
         return self.path / "model"
 
+    @property
+    def sharded(self) -> bool:
+        """Whether `model` lacks the weights, which lie in shards."""
+        return any(name.startswith(f"{SHARDS}/") for name in self.files)
+
 
 def seal(staged: Path, final: Path, fingerprint: str, tokens: int, step: int) -> CheckpointMarker:
     """Checksum a filled staging folder, mark it and give it its final name, durably.
@@ -50,7 +61,8 @@ def seal(staged: Path, final: Path, fingerprint: str, tokens: int, step: int) ->
     like_any_file(staged)
     fsync_tree(staged)
     files = checksum_files(staged)
-    write_marker(staged, SCHEMA, {"fingerprint": fingerprint, "tokens": tokens, "step": step}, files)
+    schema = SHARDED_SCHEMA if any(name.startswith(f"{SHARDS}/") for name in files) else SCHEMA
+    write_marker(staged, schema, {"fingerprint": fingerprint, "tokens": tokens, "step": step}, files)
     publish(staged, final, lambda there: _is_whole(there, fingerprint))
     return read_marker(final)
 
@@ -65,7 +77,7 @@ def _is_whole(path: Path, fingerprint: str) -> bool:
 def read_marker(path: Path) -> CheckpointMarker:
     """The marker of the checkpoint in `path`, its files unchecked. Raises Damaged, also when there is none."""
     try:
-        value = read_marked(path / MARKER, SCHEMA)
+        value = read_marked(path / MARKER, SHARDED_SCHEMA, older=(SCHEMA,))
     except FileNotFoundError:
         raise Damaged(f"{path} has no marker: it was never finished") from None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ class FileRecord:
     bytes: int
 
 
-def read_marked(path: Path, schema: int) -> dict[str, Any]:
-    """The JSON object in `path`, which must carry `schema`.
+def read_marked(path: Path, schema: int, older: Collection[int] = ()) -> dict[str, Any]:
+    """The JSON object in `path`, which must carry `schema`, or one of `older`, which its reader knows as well.
 
     Raises FileNotFoundError when it is not there, Damaged when it is no such object, and the UserErrors UnknownSchema
     and Unreadable.
@@ -49,7 +49,8 @@ def read_marked(path: Path, schema: int) -> dict[str, Any]:
     found = value.get("schema") if isinstance(value, dict) else None
     if not isinstance(found, int) or isinstance(found, bool):
         raise Damaged(f"{path} is not a JSON object with a schema number")
-    check_schema(path, found, schema)
+    if found not in older:
+        check_schema(path, found, schema)
     return dict(value)
 
 

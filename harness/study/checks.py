@@ -12,6 +12,7 @@ from harness.study.errors import Mistake, nearest
 from harness.study.mixtures import PROPORTIONAL
 from harness.study.paths import Path
 from harness.study.schema import CompareSpec, EvalSpec, HeldOutSpec, SeedsSpec, SourceSpec, StudySpec
+from harness.study.schema.execution import LaunchSpec
 from harness.study.schema.slurm import ResourcesRule
 from harness.study.treatment import SeedSet, Stage
 from harness.study.units import Margin, UnitError, parse_every
@@ -223,6 +224,18 @@ def check_resources(rules: Sequence[ResourcesRule], arms: Iterable[str], stages:
             raise Mistake(place, "the last job belongs to no arm and no stage; expected `work: close` alone")
         if rule.nodes is None and rule.gpus is None and rule.time is None and not rule.slurm:
             raise Mistake(place, "asks for nothing; expected nodes, gpus, time or slurm")
+
+
+def check_strategy(launch: LaunchSpec) -> None:
+    """Raise Mistake where a model is to be divided among several processes and no run has more than one."""
+    asked = [(launch.nodes, launch.gpus, launch.slurm), *((r.nodes, r.gpus, r.slurm) for r in launch.resources)]
+    several = any((nodes or 1) * (gpus or 1) > 1 or "ntasks_per_node" in slurm for nodes, gpus, slurm in asked)
+    if launch.strategy != "auto" and not several:
+        raise Mistake(
+            ("launch", "strategy"),
+            f"{launch.strategy} divides a run among several processes, and every run has one; expected auto, or "
+            "launch.gpus, launch.nodes or launch.slurm.ntasks_per_node above 1",
+        )
 
 
 # What is no share in [0, 1], by the words in its name: a margin in percentage points has no meaning there.

@@ -93,6 +93,7 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
             candidates = expand(document.values)
         names = [DEFAULT, *(arm.name for arm in candidates)]
         checks.check_compare(spec.compare, names, spec)
+        checks.check_strategy(spec.launch)
         others = [*spec.merge, *(control.name for control in spec.controls)]
         checks.check_resources(spec.launch.resources, [*names, *others], stages)
     except Mistake as mistake:

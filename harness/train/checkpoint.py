@@ -60,8 +60,7 @@ def write_checkpoint(
                 save_file(tensors, staged / OPTIMIZER)
                 if average is not None:
                     save_file(means, staged / AVERAGE)
-                if spikes is not None:
-                    save_file({name: tensor.cpu() for name, tensor in spikes.tensors().items()}, staged / SPIKES)
+                save_spikes(staged, spikes)
             write_json(staged / CURSOR, cursor.to_json())
             attempt.check_owner()
             return checkpoints.seal(staged, final, fingerprint, tokens, step)
@@ -69,6 +68,12 @@ def write_checkpoint(
             shutil.rmtree(staged, ignore_errors=True)
             attempt.check_owner()  # a newer attempt removes what older ones were writing: that is no failure
             raise
+
+
+def save_spikes(checkpoint: Path, spikes: SpikeWindow | None) -> None:
+    """Write the window of losses into a checkpoint that is being made; nothing without one."""
+    if spikes is not None:
+        save_file({name: tensor.cpu() for name, tensor in spikes.tensors().items()}, checkpoint / SPIKES)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

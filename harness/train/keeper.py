@@ -1,4 +1,7 @@
-"""What is kept of a segment while it is trained: metrics, checkpoints and the marker, written by rank 0 alone."""
+"""What is kept of a segment while it is trained: metrics, checkpoints and the marker, written by rank 0.
+
+Of a sharded model every rank writes its part of the checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,13 @@ from harness.store import manifests, metrics, states
 from harness.store.attempts import Attempt
 from harness.store.checkpoints import CheckpointMarker, weights_hash
 from harness.store.kept import before, multiples
-from harness.store.layout import Folder
+from harness.store.layout import Folder, StateFolder
 from harness.train.checkpoint import remove_checkpoints, write_checkpoint
 from harness.train.loop import Loop, Update, steps_before
+from harness.train.ranks import ALONE, Ranks
 from harness.train.record import Progress, Recorder
+from harness.train.shard_saves import ShardSaves
+from harness.train.sharding import Shards
 from harness.train.start import Start, fingerprint_at
 
 # While a segment is trained, the checkpoint before the newest stays, should the newest turn out damaged.
@@ -25,9 +31,15 @@ KEPT_WHILE_TRAINING = 2
 
 
 class Onlooker:
-    """Stands on the other ranks where rank 0 has its Keeper: counts the updates and writes nothing."""
+    """Stands on the other ranks where rank 0 has its Keeper: counts the updates, and writes this rank's shards."""
 
-    steps = 0
+    def __init__(self, state: StateFolder, segment: Mapping[str, Any], ranks: Ranks) -> None:
+        self.steps = 0
+        self._segment = segment
+        self._shards = self._saves(state, ranks)
+
+    def _saves(self, state: StateFolder, ranks: Ranks) -> ShardSaves:
+        return ShardSaves(state, ranks)
 
     def ran(self, loop: Loop) -> None:
         """Say what ran in the first update. Raises UserError where that is not what was asked for."""
@@ -38,10 +50,26 @@ class Onlooker:
         self.steps += len(seen)
 
     def save(self, loop: Loop) -> None:
-        """Write a checkpoint of where `loop` is."""
+        """Write a checkpoint of where `loop` is, or begin to."""
+        if isinstance(loop.weights, Shards):
+            self._save_shards(loop, None)
+
+    def _save_shards(self, loop: Loop, tokenizer: Path | None) -> None:
+        """The one at the segment's end is whole: it is evaluated, and others start from it."""
+        write = self._shards.whole if loop.tokens == self._segment["tokens_to"] else self._shards.begin
+        write(loop, fingerprint_at(self._segment, loop.tokens), tokenizer)
+
+    def poll(self) -> None:
+        """Between two updates: bring on what is being written."""
+        self._shards.poll()
+
+    def abandon(self) -> None:
+        """Give up what is being written: training has failed."""
+        self._shards.abandon()
 
     def stopped(self, loop: Loop, number: int) -> None:
         """Say that training stops for the signal `number`, 0: after the updates that it was to make."""
+        self._shards.settle()
 
     def finished(self, loop: Loop) -> None:
         """Say that the state is there."""
@@ -51,6 +79,7 @@ class Onlooker:
 
     def diverged(self, broken: Update) -> None:
         """Record a run that ended before the update `broken`, whose loss or gradient was not finite."""
+        self._shards.settle()
 
 
 class Keeper(Onlooker):
@@ -68,16 +97,20 @@ class Keeper(Onlooker):
         start: Start,
         keep: int | str,
         progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._attempt = attempt
-        self._segment = segment
         self._keep = keep
+        super().__init__(attempt.state, segment, ranks)
         self._recorder = Recorder(attempt, segment, _shape(folder), start.tokens, progress)
         self._newest = start.marker
 
     def ran(self, loop: Loop) -> None:
         said = loop.witness.record(loop.numerics.kernels, loop.forward.attention.kind)
         self._attempt.event("kernels", **said)
+
+    def _saves(self, state: StateFolder, ranks: Ranks) -> ShardSaves:
+        return ShardSaves(state, ranks, self._attempt, self._written)
 
     def updates(self, seen: list[Update]) -> None:
         super().updates(seen)
@@ -91,10 +124,24 @@ class Keeper(Onlooker):
     def save(self, loop: Loop) -> None:
         self._recorder.flush()
         # The tokenizer goes along from the newest checkpoint, which is never removed.
-        self._newest = _save(self._attempt, self._segment, loop, self._newest.model, self._keep)
+        tokenizer = self._newest.model
+        if isinstance(loop.weights, Shards):
+            self._save_shards(loop, tokenizer)
+        else:
+            self._written(_write(self._attempt, self._segment, loop, tokenizer))
         self._recorder.pause()
 
+    def _written(self, marker: CheckpointMarker) -> None:
+        """A checkpoint is there: older ones may go."""
+        self._newest = marker
+        attempt = self._attempt
+        attempt.event("checkpoint", tokens=marker.tokens)
+        if self._keep != "all":
+            newest = attempt.state.checkpoint_tokens()[-KEPT_WHILE_TRAINING:]
+            remove_checkpoints(attempt, {*newest, *_multiples(attempt, self._segment, self._keep)})
+
     def stopped(self, loop: Loop, number: int) -> None:
+        super().stopped(loop, number)
         why = signal.Signals(number).name if number else "stop_after_steps"
         self._attempt.event("stopped", signal=why, tokens=loop.tokens)
 
@@ -116,6 +163,7 @@ class Keeper(Onlooker):
             remove_checkpoints(attempt, {marker.tokens, *_multiples(attempt, self._segment, self._keep)})
 
     def diverged(self, broken: Update) -> None:
+        super().diverged(broken)
         self._recorder.flush()
         attempt, pieces = self._attempt, self._segment["pieces"]
         attempt.check_owner()
@@ -125,27 +173,19 @@ class Keeper(Onlooker):
         states.write_done(attempt.state, "diverged", tokens, step, None, None, {"what": what, "lr": broken.lr})
 
 
-def _save(
-    attempt: Attempt, segment: Mapping[str, Any], loop: Loop, tokenizer: Path, keep: int | str
-) -> CheckpointMarker:
-    fingerprint = fingerprint_at(segment, loop.tokens)
-    marker = write_checkpoint(
+def _write(attempt: Attempt, segment: Mapping[str, Any], loop: Loop, tokenizer: Path) -> CheckpointMarker:
+    return write_checkpoint(
         attempt,
         loop.model,
         loop.optimizer,
         loop.feed.cursor(),
         tokenizer,
-        fingerprint,
+        fingerprint_at(segment, loop.tokens),
         loop.tokens,
         loop.step,
         loop.average,
         loop.spikes,
     )
-    attempt.event("checkpoint", tokens=loop.tokens)
-    if keep != "all":
-        newest = attempt.state.checkpoint_tokens()[-KEPT_WHILE_TRAINING:]
-        remove_checkpoints(attempt, {*newest, *_multiples(attempt, segment, keep)})
-    return marker
 
 
 def _multiples(attempt: Attempt, segment: Mapping[str, Any], keep: int | str) -> set[int]:

@@ -6,7 +6,7 @@ Activation checkpointing first: a compiled layer then holds its own recomputatio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from harness.study.errors import UserError
 from harness.train.numerics import Numerics
@@ -35,11 +34,17 @@ _KEPT = frozenset(
 )
 
 
-def decoder_layers(model: PreTrainedModel) -> Sequence[nn.Module]:
-    """The repeated layers of a model, in order. Raises UserError for a model that is not built of such."""
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
-        raise UserError(f"a {model.config.model_type} model is not built of layers that could be taken one by one.")
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The repeated layers of a model, in order: those that transformers would not have split. Raises UserError where
+    they cannot be told."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if len(layers) != count:
+        raise UserError(
+            f"compilation, recomputed activations and `strategy: fsdp` take a model layer by layer, and of "
+            f"{type(model).__name__} {len(layers)} layers are known where its configuration says {count}."
+        )
     return layers
 
 

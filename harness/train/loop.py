@@ -18,7 +18,8 @@ from harness.train.feed import Fed, Feed
 from harness.train.forward import Forward
 from harness.train.loss import LossTerms
 from harness.train.numerics import Numerics
-from harness.train.optimizer import gradient_norm, trained_parameters, update
+from harness.train.optimizer import update
+from harness.train.parallel import Weights, Whole
 from harness.train.ranks import ALONE, Ranks
 from harness.train.spikes import SpikeWindow
 from harness.train.witness import Witness
@@ -84,11 +85,14 @@ class Loop:
         average: WeightAverage | None = None,
         ranks: Ranks = ALONE,
         spikes: SpikeWindow | None = None,
+        forward: Forward | None = None,
+        weights: Weights | None = None,
     ) -> None:
         """pieces: the path from token 0, as in segment.json. Training may go on to the end of the last one.
 
         average: of the model's weights, to be kept up to date. ranks: who trains with this process. spikes: by which
-        updates are left out, None for none.
+        updates are left out, None for none. forward, weights: of a model that is sharded; without, each rank holds the
+        whole one.
         """
         self.model = model
         self.optimizer = optimizer
@@ -98,13 +102,12 @@ class Loop:
         self.spikes = spikes
         self._ranks = ranks
         self.step = steps_before(pieces, loader.tokens)
-        self._parameters = [parameter for _, parameter in trained_parameters(model)]
-        self._device = self._parameters[0].device
+        self.weights = weights or Whole(model, ranks)
+        self._device = self.weights.parameters[0].device
         self.feed = Feed(loader, self._device, ranks.part)
-        science = piece_at(pieces, min(loader.tokens, pieces[-1]["end"] - 1))["science"]
-        names = loader.source_names
-        self.forward = Forward(model, science["context"], science["precision"], numerics, len(names))
-        self.witness = Witness(self._device.type, numerics.compile)
+        self.forward = forward or forward_of(model, pieces, loader, numerics)
+        look = numerics.device == "cuda" or not (numerics.compile or numerics.strategy == "fsdp")
+        self.witness = Witness(numerics.device, look)
         self._broken = torch.zeros((), device=self._device)
         self._unseen: list[_Unseen] = []
 
@@ -120,23 +123,27 @@ class Loop:
 
     def update(self) -> None:
         """Consume one batch."""
+        with self.weights.exposed():
+            self._update()
+        self.feed.prepare()
+
+    def _update(self) -> None:
         tokens = self.feed.tokens
         science = piece_at(self.pieces, tokens)["science"]
         batch = self.feed.next()
-        of_batch = self._over_ranks(self._accumulate_gradients(batch, science))
-        norm = gradient_norm(self._parameters)
+        of_batch, norm = self.weights.reduce(self._accumulate_gradients(batch, science))
         figures = torch.cat([of_batch, norm.unsqueeze(0)])
         self._broken = torch.maximum(self._broken, (~torch.isfinite(figures).all()).float())
         lr = rate(science["lr"], tokens, science["batch_tokens"])
         skip, left_alone = self._skip(figures, max(1, sum(batch.labels)))
         update(self.optimizer, lr, science["optimizer"]["clip"], norm, left_alone)
+        self.weights.updated()
         if self.average is not None:
             self.average.update(left_alone)
         self.step += 1
         with_z = bool(science["optimizer"].get("z_loss"))
         figures = torch.cat([figures, skip.unsqueeze(0)])
         self._unseen.append(_Unseen(self.feed.tokens, self.step, lr, batch.labels, with_z, figures))
-        self.feed.prepare()
 
     def _skip(self, figures: Tensor, labels: int) -> tuple[Tensor, Tensor]:
         """Whether this update is a spike, and whether it leaves weights and optimizer alone: 0 or 1 on the device.
@@ -157,22 +164,14 @@ class Loop:
         labels = max(1, sum(batch.labels))
         figures = torch.zeros(len(batch.labels) + 1, device=self._device)
         rows = self.numerics.rows_per_forward(science["batch_tokens"], science["context"]["length"])
-        for micro in batch.micro_batches(rows):
+        micro_batches = batch.micro_batches(rows)
+        for number, micro in enumerate(micro_batches, 1):
+            self.weights.before_micro_batch(last=number == len(micro_batches))
             with self.witness.watching():
                 losses = self.forward(micro, terms, labels)
             losses.objective.backward()
             figures += torch.cat([losses.by_source, losses.z_loss.unsqueeze(0)])
         return figures
-
-    def _over_ranks(self, figures: Tensor) -> Tensor:
-        """The figures of the whole batch from those of this rank's rows. Sums the gradients, too."""
-        self._ranks.sum_gradients(self._parameters, figures)
-        return figures
-
-    def checksum(self) -> int:
-        """Of the bits of all weights, below 2^62: equal weights have equal ones. Waits for the device."""
-        sums = [parameter.detach().view(torch.int32).sum(dtype=torch.int64) for parameter in self._parameters]
-        return int(torch.stack(sums).sum()) % (1 << 62)
 
     def look(self) -> list[Update]:
         """The figures of the updates since the last look, up to the first that was not finite. Waits for the device."""
@@ -205,6 +204,12 @@ def _update(unseen: _Unseen, losses: list[float], z_loss: float, norm: float, na
         finite=math.isfinite(total) and math.isfinite(z_loss) and math.isfinite(norm),
         z_loss=z_loss if unseen.z_loss else None,
     )
+
+
+def forward_of(model: PreTrainedModel, pieces: Sequence[Piece], loader: Loader, numerics: Numerics) -> Forward:
+    """The forward pass of `model` in the stage in which `loader` stands."""
+    science = piece_at(pieces, min(loader.tokens, pieces[-1]["end"] - 1))["science"]
+    return Forward(model, science["context"], science["precision"], numerics, len(loader.source_names))
 
 
 def piece_at(pieces: Sequence[Piece], tokens: int) -> Piece:

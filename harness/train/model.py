@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -143,11 +143,31 @@ def own_memory(model: nn.Module) -> None:
         buffer.data = buffer.data.clone()
 
 
-def save_model(model: PreTrainedModel, folder: Path, tokenizer: Path) -> None:
-    """Write `model` as a Hugging Face folder of fp32 safetensors, with the tokenizer files of folder `tokenizer`."""
+def save_model(
+    model: PreTrainedModel, folder: Path, tokenizer: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write `model` as a Hugging Face folder of fp32 safetensors, with the tokenizer files of folder `tokenizer`.
+
+    weights: the model's state, where it does not hold it whole itself.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+    _copy_tokenizer(tokenizer, folder)
+
+
+def save_settings(model: PreTrainedModel, folder: Path, tokenizer: Path) -> None:
+    """Write what `save_model` writes, but the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    with _quiet():
+        model.config.save_pretrained(folder)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+    _copy_tokenizer(tokenizer, folder)
+
+
+def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
     for path in sorted(tokenizer.iterdir()):
         if path.is_file() and path.suffix not in _OWN_SUFFIXES and path.name not in _OWN_NAMES:
             shutil.copyfile(path, folder / path.name)

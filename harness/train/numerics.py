@@ -35,7 +35,8 @@ class Numerics:
     threads: intra-op threads of this process. micro_batch: tokens per forward, None for a whole batch.
     kernels: whose kernels run in the model; asked: what the study says of them, from which they follow where the model
     is known (`for_model`). compile: whether the model's layers are compiled. activation_checkpointing: what of a layer
-    is computed again in the backward. world: processes that share a batch.
+    is computed again in the backward. world: processes that share a batch; strategy: how
+    they divide the model (`parallel`): none, ddp or fsdp.
     """
 
     device: Literal["cpu", "cuda"]
@@ -45,6 +46,7 @@ class Numerics:
     processor: str
     kernels: Kernels = TORCH
     world: int = 1
+    strategy: str = "none"
     compile: bool = False
     activation_checkpointing: Checkpointing = "off"
     asked: Asked = "torch"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +80,25 @@ class SGD(Guarded):
         _replace(buffer, moved, broken)
 
 
+class Matrices(Protocol):
+    """How parameters that are held in shards come together where an update needs whole matrices."""
+
+    def whole(self, parameter: Tensor, shard: Tensor) -> Tensor:
+        """The matrix of which every rank has a shard like its shard of `parameter`. Every rank calls it."""
+
+    def own(self, parameter: Tensor, matrix: Tensor) -> Tensor:
+        """This rank's shard of a matrix like the one that `parameter` is a shard of."""
+
+
 class Muon(Guarded):
     """Matrices of layers move along their orthogonalized momentum, everything else by AdamW, all at one rate.
 
     m <- b m + (1 - b) g, u = b m + (1 - b) g (Nesterov), w <- w - rate (0.2 sqrt(max(rows, columns)) NS(u) + decay w):
-    Jordan et al. 2024; the factor makes an update as large as AdamW's (Liu et al., 2502.16982, eq. 4).
+    Jordan et al. 2024; the factor makes an update as large as AdamW's (Liu et al., 2502.16982, eq. 4). Of matrices
+    that are held in shards, each rank orthogonalizes the whole one and keeps its part.
     """
+
+    shards: Matrices | None = None
 
     def update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], broken: Tensor) -> None:
         if not group["orthogonal"]:
@@ -93,8 +106,13 @@ class Muon(Guarded):
             return
         buffer = self.buffer(parameter, "momentum_buffer")
         moved = buffer.lerp(gradient, 1 - group["momentum"])
-        direction = orthogonalize(gradient.lerp(moved, group["momentum"]))
-        size = 0.2 * math.sqrt(max(parameter.shape))
+        matrix = gradient.lerp(moved, group["momentum"])
+        if self.shards is not None:
+            matrix = self.shards.whole(parameter, matrix)
+        direction = orthogonalize(matrix)
+        size = 0.2 * math.sqrt(max(matrix.shape))
+        if self.shards is not None:
+            direction = self.shards.own(parameter, direction)
         new = (parameter * (1 - group["lr"] * group["weight_decay"])).sub_(direction, alpha=size * group["lr"])
         _replace(parameter, new, broken)
         _replace(buffer, moved, broken)

@@ -1,12 +1,12 @@
 """Ranks: processes that train one segment together, each on its part of every batch's rows.
 
-Every rank holds the whole model and its optimizer, reads the same data and takes its rows of each batch. Gradients and
-figures are summed over the ranks, so that all make the same update; rank 0 alone writes.
+Every rank reads the same data and takes its rows of each batch, and holds the whole model or a shard of it (`parallel`,
+`sharding`). Gradients and figures are summed over the ranks, so that all make the same update.
 
 What the ranks tell one another crosses a control group on the CPU (gloo): an exchange of a few integers in which all
 take part, always in the same order. A rank that fails says so in the next exchange, and every rank raises; the group is
 whole and may do other work. A rank that dies closes its connections. Those who waited for it drop theirs, so that the
-next ones learn of it, too: RankLost, on every rank that is left, and the group is of no more use.
+next ones learn of it, too: RankLost, on every rank that is left, and the group is of no more use. `Lines` name it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.study.errors import UserError
+from harness.train.lines import Lines
 
 # The longest that a sum may take, and that ranks wait for one another at the start.
 PATIENCE = timedelta(minutes=30)
@@ -55,8 +56,11 @@ class Ranks:
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank = rank
         self.world = world
+        self._on_gpus = False
         self._groups: dict[str, Any] = {}  # nothing else may hold on to one: see `_run`
         self._known: BaseException | None = None  # a failure that every rank has been told
+        self._lines: Lines | None = None
+        self._lost: str | None = None  # who is gone, once that is known
 
     @classmethod
     def alone(cls) -> Ranks:
@@ -81,10 +85,12 @@ class Ranks:
         if cuda:
             torch.cuda.set_device(_gpu(local_rank, torch.cuda.device_count()))
         meet = Path(rendezvous).absolute().as_uri() if "://" not in str(rendezvous) else str(rendezvous)
+        ranks._on_gpus = cuda
         failed = ranks._connect(meet, "cpu:gloo,cuda:nccl" if cuda else "gloo")
         if failed is not None:
             ranks.leave()
             raise RankLost(f"rank {rank} of {world} did not find the others at {meet}: {failed}")
+        ranks._lines = Lines(rank, world, lambda value: ranks._spread(value, 0))
         return ranks
 
     def _connect(self, meet: str, backend: str) -> str | None:
@@ -99,10 +105,72 @@ class Ranks:
 
     def leave(self) -> None:
         """Give up this process's place; the others need it no more, or are to learn that it is gone."""
+        self._drop_groups()
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def _drop_groups(self) -> None:
         self._groups.clear()
         if self.world > 1 and dist.is_initialized():
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
+
+    def _fail(self, error: BaseException) -> None:
+        """Leave where the others wait for this rank and nothing can be told to them in an exchange."""
+        if self._lines is not None:
+            self._lines.failing(error)
+            self._lost = f"rank {self.rank} of {self.world} has failed itself"
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Drop the connections with the others, after a failure: they learn of it. Then find out who is gone."""
+        if self._on_gpus and dist.is_initialized():
+            # A kernel that waits for a lost rank never ends by itself.
+            abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
+            if abort is not None:
+                with contextlib.suppress(RuntimeError, ValueError):
+                    abort()
+        self._drop_groups()
+        if self._lines is not None and self._lost is None:
+            self._lost = self._lines.word()
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+    def _loss(self, found: str) -> RankLost:
+        what = found if self._lost is None else f"{self._lost} ({found})"
+        return RankLost(f"a rank was lost, as rank {self.rank} of {self.world} found: {what}")
+
+    @contextmanager
+    def exposed(self) -> Iterator[None]:
+        """A block inside which this rank waits for the others, and they for it, outside of exchanges.
+
+        Begins with an exchange, so that all enter or none. Raises RankLost when one of them is not there any more. A
+        rank in which it raises anything else leaves: the others get RankLost, with its reason.
+        """
+        if self.world == 1:
+            yield
+            return
+        self.agree()
+        lost: str | None = None
+        try:
+            yield
+        except (RankLost, RankFailed):
+            raise
+        except BaseException as error:
+            if not _of_a_connection(error):
+                self._fail(error)
+                raise
+            lost = _first_line(error)
+        if lost is not None:
+            self._abandon()
+            raise self._loss(lost)
+
+    def sum(self, tensor: Tensor) -> None:
+        """Sum a tensor over all ranks, in place, where it is."""
+        if self.world > 1:
+            self._run("sums", lambda group: dist.all_reduce(tensor, group=group))
 
     @property
     def leads(self) -> bool:
@@ -184,8 +252,10 @@ class Ranks:
                 self._fill_absent(parameters)
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             self._sum([figures, *gradients])
-        except BaseException:
-            self.leave()  # the others are inside a sum, where nothing can be told to them
+        except RankLost:
+            raise
+        except BaseException as error:
+            self._fail(error)  # the others are inside a sum
             raise
 
     def _fill_absent(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -237,15 +307,15 @@ class Ranks:
     def _run(self, name: str, call: Callable[[Any], Any]) -> None:
         """Do in the group `name` what needs the others. Raises RankLost when one of them is not there any more."""
         if name not in self._groups:
-            raise RankLost(f"rank {self.rank} of {self.world} is not connected with the others any more")
+            raise self._loss("it is not connected with the others any more")
         lost = None
         try:
             call(self._groups[name])
         except RuntimeError as error:
             lost = _first_line(error)
         if lost is not None:  # out of the handler, whose exception holds the group: its connections are to close now
-            self.leave()
-            raise RankLost(f"a rank was lost, as rank {self.rank} of {self.world} found: {lost}")
+            self._abandon()
+            raise self._loss(lost)
 
 
 ALONE = Ranks.alone()
@@ -300,6 +370,14 @@ def _gpu(local_rank: int, there: int) -> int:
     if local_rank >= there:
         raise UserError(f"this machine shows {there} GPUs to process {local_rank}; each process needs one of its own.")
     return local_rank
+
+
+def _of_a_connection(error: BaseException) -> bool:
+    """Whether an error of a collective says that another rank is not there: gloo and NCCL have no class for it."""
+    if isinstance(error, dist.DistError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in said for word in ("gloo", "nccl", "connection closed"))
 
 
 def _first_line(error: BaseException) -> str:

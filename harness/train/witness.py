@@ -22,19 +22,19 @@ _SDPA = "_scaled_dot_product_"
 class Witness:
     """Sees one forward pass. seen: operators or kernels → how often, None before it and where nobody could look."""
 
-    def __init__(self, device: str, compiled: bool) -> None:
+    def __init__(self, device: str, look: bool = True) -> None:
+        """look: false where nobody may, such as into what is being compiled."""
         self.seen: Counter[str] | None = None
         self._device = device
-        self._compiled = compiled
-        self._began = False
+        self._done = not look
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Around a forward pass; looks at the first."""
-        if self._began or (self._compiled and self._device == "cpu"):
-            yield  # a compiler must not trace what is only there to look
+        if self._done:
+            yield
             return
-        self._began = True
+        self._done = True
         seen: Counter[str] = Counter()
         if self._device == "cuda":
             from torch.profiler import ProfilerActivity, profile

@@ -23,6 +23,13 @@ def test_a_run_on_several_machines_or_gpus_is_refused_before_anything_is_made(sc
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("gpus, more", [(1, "To train in one process"), (4, "--set launch.gpus=1")])
+def test_a_strategy_for_several_processes_is_refused_where_there_is_one(gpus: int, more: str) -> None:
+    launch = LaunchSpec.model_validate({"gpus": gpus, "strategy": "fsdp"})
+    with pytest.raises(UserError, match=rf"{more}.*--set launch\.strategy=auto"):
+        check_here(launch)
+
+
 def test_what_only_a_cluster_needs_is_named_in_one_line() -> None:
     spec = LaunchSpec.model_validate({"time": "1h30m", "parallel": 8, "nodes": 1, "gpus": 1})
     assert spec.time == 5400

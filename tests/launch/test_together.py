@@ -15,11 +15,13 @@ import pytest
 import torch
 
 from harness.launch.perform import perform
+from harness.launch.status import _at_work as at_work
 from harness.launch.together import dismiss, follow, leading
 from harness.launch.work import Order, Result
 from harness.launch.worker import Progress, attempt
 from harness.store import states
 from harness.store.atomic import read_json
+from harness.train.loop import Loop
 from harness.train.ranks import Ranks
 from tests.train.build import BATCH, StudyFolder, piece
 
@@ -148,3 +150,36 @@ def test_a_follower_that_waits_for_orders_outlives_a_signal_and_leaves_when_rank
     ended = processes.wait()
     assert ended[0] == "killed"
     assert all(said.startswith("RankLost: a rank was lost") for said in ended[1:])
+
+
+def test_the_strategy_of_an_order_is_what_runs_and_a_rank_that_dies_is_named_in_result_and_status(
+    tmp_path: Path,
+) -> None:
+    study = StudyFolder(tmp_path)
+    (name,) = study.declare([piece(0, 6 * BATCH)], [6 * BATCH])
+    sharded = replace(order(study, name), settings={**SETTINGS, "strategy": "fsdp"})
+
+    def work(given: Order, progress: Progress) -> Result:
+        if torch.distributed.get_rank() == 1:
+            plain, count = Loop.update, [0]
+
+            def update(loop: Loop) -> None:
+                count[0] += 1
+                if count[0] == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                plain(loop)
+
+            Loop.update = update  # type: ignore[method-assign]
+        return perform(given, progress)
+
+    def lead(ranks: Ranks) -> list[Any]:
+        result = attempt(leading(ranks, work), sharded, silent)
+        assert result.failure is not None
+        return [result.failure.kind, result.failure.error]
+
+    (kind, error), follower = Processes(tmp_path, 2, lead, work).wait()
+    assert (kind, follower) == ("rank", "killed") and "found: rank 1 of 2 (process" in error and " died (" in error
+    state = study.state(name)
+    assert read_json(state.attempt(0) / "env.json")["numerics"]["strategy"] == "fsdp"
+    shown, why = at_work(state, [0], None, {}, 60.0)
+    assert shown == "failed" and "rank 1 of 2 (process" in why

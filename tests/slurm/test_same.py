@@ -49,15 +49,17 @@ def test_weights_scores_and_tables_are_those_of_the_local_executor(cluster: Clus
         assert (here.root / path).read_bytes() == (there.root / path).read_bytes()
 
 
-def test_two_nodes_of_two_processes_have_the_losses_of_one_process(cluster: Cluster, tmp_path: Path) -> None:
-    together = write_real(
-        tmp_path / "together", f"{{nodes: 2, slurm: {{ntasks_per_node: 2}}, {LAUNCH[1:]}", more=EVAL + "\n"
-    )
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_nodes_of_two_processes_have_the_losses_of_one_process(
+    strategy: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    launch = f"{{nodes: 2, strategy: {strategy}, slurm: {{ntasks_per_node: 2}}, {LAUNCH[1:]}"
+    together = write_real(tmp_path / "together", launch, more=EVAL + "\n")
     report, _ = submit(together, perform=PERFORM)
-    finished(cluster, 150)
+    finished(cluster, 400)
     alone = local(write_real(tmp_path / "alone", more=EVAL + "\n"), tmp_path / "alone" / "results")
     env = attempts.read_env(trunk(report.folder), 0)
-    assert env is not None and env["numerics"]["world"] == 4
+    assert env is not None and (env["numerics"]["world"], env["numerics"]["strategy"]) == (4, strategy)
     for run_json in read_json(alone.plan_json)["runs"]:
         for state in run_json["path"]:
             ours, theirs = (metrics.read_steps(folder.state(state)).rows for folder in (report.folder, alone))

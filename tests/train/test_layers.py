@@ -78,5 +78,5 @@ def test_layers_are_compiled_and_not_only_marked(monkeypatch: pytest.MonkeyPatch
 def test_a_model_without_layers_is_refused() -> None:
     model = build.model()
     model.model.layers = torch.nn.ModuleList()
-    with pytest.raises(UserError, match="not built of layers"):
+    with pytest.raises(UserError, match="0 layers are known where its configuration says 2"):
         decoder_layers(model)

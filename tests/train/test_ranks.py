@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,125 +18,25 @@ from harness.store import states
 from harness.store.atomic import read_json, read_json_lines
 from harness.store.attempts import begin
 from harness.store.checkpoints import verify
-from harness.store.metrics import read_steps
 from harness.study.errors import UserError
 from harness.train import keeper
 from harness.train.loop import Loop
 from harness.train.ranks import Ranks
-from harness.train.segment import TrainSettings, train_segment
 from tests.train import build
 from tests.train.build import BATCH, LENGTH, StudyFolder, piece
-
-STEPS = 12
-END = STEPS * BATCH
-ROWS = BATCH // LENGTH
-# One process sums a batch at once, several sum it in parts. Relative; seen: 1.8e-7 in losses and norms of gradients,
-# 3e-6 in tensors after twelve updates.
-ROUNDING, ROUNDING_OF_TENSORS = 2e-6, 3e-5
-Prepare = Callable[[Ranks], None]
-
-
-def path(**changes: Any) -> list[dict[str, Any]]:
-    """A constant rate, then a decay with another mixture."""
-    decay = {"shape": "1-sqrt", "from": 1e-2, "to": 0.0, "start": 6 * BATCH, "end": END}
-    shares = {"words": "1/2", "sums": "1/2"}
-    later = {"lr": decay, "mixture": shares, "blend_from": 6 * BATCH}
-    return [piece(0, 6 * BATCH, **changes), piece(6 * BATCH, END, "decay", **later, **changes)]
-
-
-class Group:
-    """Forked processes that train a segment together. Each leaves what came of it in a file of its own."""
-
-    def __init__(
-        self, study: StudyFolder, name: str, world: int, prepare: Prepare = lambda ranks: None, **settings: Any
-    ) -> None:
-        self.folder = study.root / f"group-{time.monotonic_ns()}"
-        self.folder.mkdir()
-        self.pids = []
-        for rank in range(world):
-            pid = os.fork()
-            if pid == 0:
-                self._child(study, name, rank, world, prepare, settings)
-            self.pids.append(pid)
-
-    def _child(
-        self, study: StudyFolder, name: str, rank: int, world: int, prepare: Prepare, settings: dict[str, Any]
-    ) -> None:
-        said: dict[str, Any] = {}
-        try:
-            ranks = Ranks.join(rank, world, rank, self.folder / "meet", "cpu")
-            prepare(ranks)
-            how = TrainSettings(**{"numerics": build.NUMERICS, **settings})
-            said = asdict(train_segment(study.folder, name, how, ranks=ranks))
-            ranks.leave()
-        except BaseException as error:
-            said = {"error": type(error).__name__, "said": str(error)}
-        finally:
-            self._say(rank, said)
-            if said.get("error") == "RankLost" and not self._others_end(world - 1):
-                self._say(rank, {**said, "others": "still wait"})
-            os._exit(0)
-
-    def _say(self, rank: int, said: dict[str, Any]) -> None:
-        (self.folder / f"{rank}.json").write_text(json.dumps(said))
-
-    def _others_end(self, count: int) -> bool:
-        """Whether `count` ranks have said how they ended while this process, which has lost one, is still there."""
-        deadline = time.monotonic() + 20
-        while len(list(self.folder.glob("*.json"))) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return time.monotonic() < deadline
-
-    def wait(self) -> list[dict[str, Any]]:
-        """What came of each rank; empty for one that was killed."""
-        for pid in self.pids:
-            os.waitpid(pid, 0)
-        files = [self.folder / f"{rank}.json" for rank in range(len(self.pids))]
-        return [json.loads(file.read_text()) if file.exists() else {} for file in files]
-
-
-def together(study: StudyFolder, name: str, world: int, **settings: Any) -> list[dict[str, Any]]:
-    return Group(study, name, world, **settings).wait()
-
-
-def trained(root: Path, world: int, pieces: Sequence[dict[str, Any]], **settings: Any) -> tuple[StudyFolder, str]:
-    """A study whose one segment `world` ranks have trained."""
-    study = StudyFolder(root)
-    (name,) = study.declare(pieces, [END])
-    ended = together(study, name, world, **settings)
-    assert ended == [{"kind": "trained", "tokens": END, "steps": STEPS}] * world
-    return study, name
-
-
-def rows(study: StudyFolder, name: str) -> list[dict[str, Any]]:
-    """The segment's metrics, less what depends on the clock or counts from the attempt's beginning."""
-    steps = read_steps(study.state(name))
-    assert [row["step"] for row in steps.rows] == list(range(1, STEPS + 1)) and not steps.disagreements
-    return [{key: row[key] for key in row if key not in ("time", "tokens_per_second", "flops")} for row in steps.rows]
-
-
-def tensors(study: StudyFolder, name: str, tokens: int = END) -> dict[str, torch.Tensor]:
-    """Weights and optimizer state of a checkpoint."""
-    checkpoint = study.state(name).checkpoint(tokens)
-    weights = load_file(checkpoint / "model" / "model.safetensors")
-    return weights | load_file(checkpoint / "optimizer.safetensors")
-
-
-def assert_close(a: tuple[StudyFolder, str], b: tuple[StudyFolder, str], end: int = END) -> None:
-    """Equal to the rounding of fp32 sums: all metrics at every step, weights and optimizer at the end."""
-    for ours, theirs in zip(rows(*a), rows(*b), strict=True):
-        assert ours["loss_by_source"] == pytest.approx(theirs["loss_by_source"], rel=ROUNDING)
-        flat = [{key: row[key] for key in row if key != "loss_by_source"} for row in (ours, theirs)]
-        assert flat[0] == pytest.approx(flat[1], rel=ROUNDING)
-        assert (ours["labels"], ours["tokens"], ours["lr"]) == (theirs["labels"], theirs["tokens"], theirs["lr"])
-    ours, theirs = tensors(*a, end), tensors(*b, end)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert_near(ours[name], theirs[name])
-
-
-def assert_near(a: torch.Tensor, b: torch.Tensor) -> None:
-    assert float((a - b).norm()) <= ROUNDING_OF_TENSORS * float(b.norm())
+from tests.train.groups import (
+    END,
+    ROWS,
+    STEPS,
+    Group,
+    assert_close,
+    assert_near,
+    at_update,
+    path,
+    rows,
+    together,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,29 +102,15 @@ def test_rank_0_alone_writes_and_records_how_many_there_were(pair: tuple[StudyFo
     study, name = pair
     state = study.state(name)
     assert state.attempt_numbers() == [0]
-    assert read_json(state.attempt(0) / "env.json")["numerics"] == {**build.NUMERICS.record(), "world": 2}
+    assert read_json(state.attempt(0) / "env.json")["numerics"] == {
+        **build.NUMERICS.record(),
+        "world": 2,
+        "strategy": "ddp",
+    }
     kinds = [event["kind"] for event in read_json_lines(state.events)]
     assert kinds == ["attempt_started", "kernels", "checkpoint", "finished"]
     assert read_json(state.attempt(0) / "exit.json")["outcome"] == "trained"
     assert together(study, name, 2) == [{"kind": "trained", "tokens": END, "steps": 0}] * 2
-
-
-def at_update(number: int, act: Callable[[], None], of_rank: int = 1) -> Prepare:
-    """Prepares one rank to do something before its update `number`."""
-
-    def prepare(ranks: Ranks) -> None:
-        plain, count = Loop.update, [0]
-
-        def update(loop: Loop) -> None:
-            count[0] += 1
-            if count[0] == number:
-                act()
-            plain(loop)
-
-        if ranks.rank == of_rank:
-            Loop.update = update  # type: ignore[method-assign]
-
-    return prepare
 
 
 @pytest.mark.parametrize("of_rank, world_after", [(0, 2), (1, 2), (1, 1)])
@@ -261,12 +146,15 @@ def test_a_rank_that_dies_ends_the_others_and_damages_nothing(
     ended = Group(study, name, 4, killed, checkpoint_every=4 * BATCH).wait()
     assert ended.pop(of_rank) == {}
     assert [end["error"] for end in ended] == ["RankLost"] * 3
-    assert all("a rank was lost" in end["said"] and "others" not in end for end in ended)
+    named = f"a rank was lost, as rank {{}} of 4 found: rank {of_rank} of 4 (process "
+    others = [rank for rank in range(4) if rank != of_rank]
+    assert all(end["said"].startswith(named.format(rank)) for rank, end in zip(others, ended, strict=True))
+    assert all(" died (" in end["said"] and "others" not in end for end in ended)
     state = study.state(name)
     assert states.read_done(state) is None and verify(state.checkpoint(4 * BATCH)).step == 4
     if of_rank != 0:
         ended_as = read_json(state.attempt(0) / "exit.json")
-        assert ended_as["outcome"] == "failed" and "a rank was lost" in ended_as["error"]
+        assert ended_as["outcome"] == "failed" and f"rank {of_rank} of 4 (process" in ended_as["error"]
     assert [end["steps"] for end in together(study, name, 2)] == [STEPS - 4] * 2
     assert_close((study, name), alone)
 

@@ -59,10 +59,14 @@ class Resources:
         return self._known(item)[1]
 
     def check(self, items: Iterable[Work], plan: Plan) -> None:
-        """Raise UserError where a batch has no equal part for each of the processes that train it together."""
+        """Raise UserError where a batch has no equal part for each of the processes that train it together, and where
+        one process is to divide its model."""
         for item in items:
             world = tasks(self.of(item))
-            if world == 1 or item.kind != "train":
+            if item.kind != "train":
+                continue
+            if world == 1:
+                _check_strategy(self._launch, item.name)
                 continue
             segment = plan.segments[item.state]
             for piece in plan.runs[segment.run].pieces:
@@ -134,6 +138,14 @@ def _submitit(launch: LaunchSpec, asked: Mapping[str, Any], slurm: Mapping[str, 
     if more:
         parameters["additional_parameters"] = dict(sorted(more.items()))
     return parameters
+
+
+def _check_strategy(launch: LaunchSpec, name: str) -> None:
+    if launch.strategy != "auto":
+        raise UserError(
+            f"{name}: `launch.strategy: {launch.strategy}` divides a run among several processes, and what is asked "
+            "for it makes one; use `auto`, which divides what has several."
+        )
 
 
 def _check_rows(rows: int, length: int, world: int, name: str) -> None:

@@ -53,6 +53,10 @@ class LaunchSpec(Block):
     checkpoint_every: ExactTokens | None = Field(None, description="tokens between checkpoints, or null")
     nodes: Count = Field(1, description="a positive whole number of machines per run; more than one needs a cluster")
     gpus: Count = Field(1, description="a positive whole number of GPUs per machine; more than one needs a cluster")
+    strategy: Annotated[Literal["auto", "ddp", "fsdp"], choice("auto", "ddp", "fsdp")] = Field(
+        "auto",
+        description="ddp (each process has the whole model), fsdp (each has a shard) or auto (ddp up to 1B parameters)",
+    )
     time: Duration | None = Field(
         None, description="a run's time on a cluster, such as 12h, 1h30m or 2d; runs on this machine have no limit"
     )

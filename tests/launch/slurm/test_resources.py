@@ -62,6 +62,12 @@ def test_more_processes_than_rows_are_refused(scored: Path) -> None:
         preview.texts(prepared(scored, "  device: cpu\n  nodes: 3\n"))
 
 
+def test_one_process_that_would_divide_its_model_is_refused(scored: Path) -> None:
+    launch = "  device: cpu\n  nodes: 2\n  strategy: fsdp\n  resources: [{stage: decay, nodes: 1}]\n"
+    with pytest.raises(UserError, match=r"`launch\.strategy: fsdp` divides a run among several processes"):
+        preview.texts(prepared(scored, launch))
+
+
 def test_the_sbatch_files_are_these(scored: Path) -> None:
     """Rewrite golden.sbatch from what the failure prints, after reading it."""
     found = prepared(scored, GPU.replace("    - {arm: more=0.3, nodes: 2, gpus: 2, slurm: {qos: long}}\n", ""))
