@@ -95,6 +95,8 @@ class Numerics:
             "kernels": self.kernels.label,
             "world": self.world,
         }
+        if self.strategy != "none":
+            facts["strategy"] = self.strategy
         if self.kernels.liger:
             facts["liger"] = version()
         if self.compile:
