@@ -11,6 +11,7 @@ from harness import cli
 from harness.launch import smoke
 from harness.launch.progress import Silent
 from harness.launch.run import Options
+from harness.store.checkpoints import CheckpointMarker
 from harness.store.layout import Folder
 from harness.study.errors import UserError
 from tests.launch.conftest import TINY
@@ -79,14 +80,14 @@ def test_a_folder_that_something_else_made_is_not_replaced(study: Path) -> None:
 def test_a_restore_that_loses_the_optimizer_is_found(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.train import segment
 
-    load = segment.load_optimizer
+    load = segment.restore_optimizer
 
-    def forgets(path: Path, *rest: Any) -> None:
-        if path.name not in ("0", "12800"):  # a checkpoint inside a segment
+    def forgets(saved: CheckpointMarker, *rest: Any) -> None:
+        if saved.path.name not in ("0", "12800"):  # a checkpoint inside a segment
             return
-        load(path, *rest)
+        load(saved, *rest)
 
-    monkeypatch.setattr(segment, "load_optimizer", forgets)
+    monkeypatch.setattr(segment, "restore_optimizer", forgets)
     result = tried(study)
     assert result.exit_code == 1
     assert result.problem is not None and "came to other weights than before" in result.problem
