@@ -78,16 +78,16 @@ def test_a_folder_that_something_else_made_is_not_replaced(study: Path) -> None:
 
 
 def test_a_restore_that_loses_the_optimizer_is_found(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.train import segment
+    from harness.train import prepare
 
-    load = segment.restore_optimizer
+    load = prepare.restore_optimizer
 
     def forgets(saved: CheckpointMarker, *rest: Any) -> None:
         if saved.path.name not in ("0", "12800"):  # a checkpoint inside a segment
             return
         load(saved, *rest)
 
-    monkeypatch.setattr(segment, "restore_optimizer", forgets)
+    monkeypatch.setattr(prepare, "restore_optimizer", forgets)
     result = tried(study)
     assert result.exit_code == 1
     assert result.problem is not None and "came to other weights than before" in result.problem
