@@ -15,6 +15,7 @@ from harness.launch.progress import Silent
 from harness.launch.run import Options, run
 from harness.store.layout import Folder
 from harness.store.manifests import read_base, read_source
+from harness.train import prepare as beginning
 from harness.train import segment as training
 from tests.proofs.ablate import STUDY, plan_of, write_study
 
@@ -50,7 +51,7 @@ def received(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
             return prepare(folder, segment, *rest)
 
         patch.setattr(training, "prepare", named)
-        patch.setattr(training, "Loader", Recorded)
+        patch.setattr(beginning, "Loader", Recorded)
         done = run(Options(write_study(root, SHORT), root / "out", executor="debug"), Silent())
     assert done.ended.exit_code == 0
     return root / "out", log
