@@ -2,11 +2,13 @@
 
     joined          one document a row, as far as attention goes: plain causal attention
     dense           one additive mask [rows, 1, length, length], handed to every layer; short rows on a CPU
-    by-document     each document attends by itself, plain causal; rows above DENSE_LIMIT on a CPU
+    by-document     each document attends by itself, plain causal; rows above DENSE_LIMIT on a CPU, and on a GPU models
+                    that FlexAttention does not serve
     flex            FlexAttention with a block mask (torch.nn.attention.flex_attention), on a GPU
     library         layers differ in what they may see (sliding windows): transformers builds the masks from positions
 
-A dense mask keeps scaled_dot_product_attention off its flash kernel and grows with the square of the row.
+A dense mask keeps scaled_dot_product_attention off its flash kernel and grows with the square of the row. Attention
+functions of our own are registered with transformers under names of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flex_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness.study.errors import UserError
@@ -28,61 +31,89 @@ from harness.train.packing import document_mask, single_mask_serves
 # Above it a call for each document costs less than attending to everything and masking most of it.
 DENSE_LIMIT = 512
 LIBRARY_LIMIT = 4096  # the longest row for which transformers may build a mask of its square
-BY_DOCUMENT = "ablate_by_document"  # its name among transformers' attention functions
 
 Kind = Literal["joined", "dense", "by-document", "flex", "library"]
+# Names among transformers' attention functions. Those without a mask function get the mask that the model was given.
+BY_DOCUMENT = "ablate_by_document"
+CAUSAL = "ablate_causal"
+FLEX = "ablate_flex"
+FLEX_IN_WINDOWS = "ablate_flex_in_windows"
 
 
-def choose(config: PretrainedConfig, context: Mapping[str, Any], device: str) -> Kind:
+def choose(model: PreTrainedModel, context: Mapping[str, Any], device: str) -> Kind:
     """How rows of a stage's `context` are attended to on a device. Raises UserError where nothing can do it."""
-    if context["documents"] == "joined":
-        return "joined"
-    if device == "cuda":
+    same_for_all, flex = single_mask_serves(model.config), bool(getattr(model, "_supports_flex_attn", False))
+    length, joined = context["length"], context["documents"] == "joined"
+    if same_for_all:
+        if joined:
+            return "joined"
+        if device == "cuda":
+            return "flex" if flex else "by-document"
+        return "dense" if length <= DENSE_LIMIT else "by-document"
+    if device == "cuda" and flex and (not joined or length > LIBRARY_LIMIT):
         return "flex"
-    if single_mask_serves(config):
-        return "dense" if context["length"] <= DENSE_LIMIT else "by-document"
-    if context["length"] > LIBRARY_LIMIT:
+    if length > LIBRARY_LIMIT:
         raise UserError(
-            f"`context.documents: masked` in rows of {context['length']} on a CPU: the layers of a {config.model_type} "
-            f"model see different windows, which only a mask of the row's square could say here, and those end at "
-            f"{LIBRARY_LIMIT} positions. Use a GPU, shorter rows or `documents: joined`."
+            f"`context.length: {length}` with a {model.config.model_type} model: its layers see different windows, "
+            f"which only a mask of the row's square could say here, and those end at {LIBRARY_LIMIT} positions. Use a "
+            "GPU and a model that FlexAttention serves, or shorter rows."
         )
-    return "library"
+    return "joined" if joined else "library"
 
 
 class Attention:
     """What a model's forward is given beside its tokens, and which attention function its layers call."""
 
     def __init__(self, model: PreTrainedModel, context: Mapping[str, Any], device: str, dtype: torch.dtype) -> None:
-        """dtype: of the queries. Sets the attention function of `model`."""
-        self.kind = choose(model.config, context, device)
+        """dtype: of the queries. Sets the attention function of `model`. Raises UserError where it does not take it."""
+        self.kind = choose(model, context, device)
         self._dtype = dtype
         self._one_mask = single_mask_serves(model.config)
-        function = {"flex": "flex_attention", "by-document": BY_DOCUMENT}.get(self.kind, "sdpa")
+        function = self._function(device)
+        try:
+            if model.config._attn_implementation != function:
+                model.set_attn_implementation(function)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"a {model.config.model_type} model cannot be run here: {error}") from None
         if model.config._attn_implementation != function:
-            model.set_attn_implementation(function)
+            raise UserError(
+                f"rows of {context['length']} tokens need attention {self.kind}, which a {model.config.model_type} "
+                f"model does not take: it computes attention itself. Use rows of at most {DENSE_LIMIT}, or "
+                "`documents: joined`."
+            )
+
+    def _function(self, device: str) -> str:
+        if self.kind == "flex":
+            return FLEX if self._one_mask else FLEX_IN_WINDOWS
+        if self.kind == "by-document":
+            return BY_DOCUMENT
+        # Left to itself, transformers searches positions for documents, and waits for the device each time.
+        return CAUSAL if device == "cuda" and self.kind == "joined" and self._one_mask else "sdpa"
 
     def arguments(self, position_ids: np.ndarray, device: torch.device) -> dict[str, Any]:
         """`position_ids` and `attention_mask` for rows of positions int64 [rows, length], which count up by one inside
         a document and start anew in the next."""
+        if self.kind == "by-document":
+            _Documents.now = boundaries(position_ids)
         if not restarts(position_ids):
-            # Positions that only count up are the model's own. Given, they would be searched for documents again.
+            # Positions that only count up are the model's own.
             return {"position_ids": None, "attention_mask": None}
         positions = torch.from_numpy(position_ids)
-        return {
-            "position_ids": positions.to(device, non_blocking=True),
-            "attention_mask": self._mask(positions, device),
-        }
+        return {"position_ids": to_device(positions, device), "attention_mask": self._mask(positions, device)}
 
     def _mask(self, positions: Tensor, device: torch.device) -> Any:
-        if self.kind == "by-document":
-            _Documents.now = boundaries(positions.numpy())
-            return None
-        if not self._one_mask:
-            return None  # transformers finds the documents from the positions
+        if self.kind == "by-document" or not self._one_mask:
+            return None  # where layers differ, transformers finds the documents from the positions
         if self.kind == "flex":
-            return block_mask(document_of(positions).to(device, non_blocking=True))
+            return block_mask(to_device(document_of(positions), device))
         return document_mask(positions, device, self._dtype)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that the host does not wait for, as far as the device allows."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def restarts(position_ids: np.ndarray) -> bool:
@@ -112,35 +143,48 @@ class _Documents:
     now: list[list[tuple[int, int]]] = []  # noqa: RUF012
 
 
+def causal(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: plain causal, whatever the positions.
+
+    query [rows, heads, length, d], key and value [rows, key-value heads, length, d] → [rows, length, heads, d].
+    """
+    attended = _attend(query, key, value, scaling)
+    return attended.transpose(1, 2).contiguous(), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+
+
+@torch.compiler.disable  # a compiler would make a program for every way in which documents can lie
 def by_document(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: causal inside each document, nothing between documents.
-
-    query [rows, heads, length, d], key and value [rows, key-value heads, length, d] → [rows, length, heads, d].
-    """
+    """As `causal`, but inside each document: nothing between documents."""
     rows = _Documents.now
-    if len(rows) != query.shape[0]:
-        rows = [[(0, query.shape[2])]] * query.shape[0]
-    grouped = query.shape[1] != key.shape[1]
+    if len(rows) != query.shape[0] or any(documents[-1][1] != query.shape[2] for documents in rows):
+        raise RuntimeError("attention was called for other rows than those whose documents are known")
     attended = [
         torch.cat(
             [
-                functional.scaled_dot_product_attention(
-                    query[row : row + 1, :, start:end],
-                    key[row : row + 1, :, start:end],
-                    value[row : row + 1, :, start:end],
-                    is_causal=True,
-                    scale=scaling,
-                    enable_gqa=grouped,
-                )
+                _attend(*(part[row : row + 1, :, start:end] for part in (query, key, value)), scaling)  # type: ignore[misc]
                 for start, end in documents
             ],
             dim=2,
@@ -150,7 +194,30 @@ def by_document(
     return torch.cat(attended).transpose(1, 2).contiguous(), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(BY_DOCUMENT, by_document)
+def flex(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, Any]:
+    """transformers' FlexAttention, in one type: under autocast rotated queries and keys are fp32 beside bf16 values,
+    which the kernel refuses or computes in fp32. Without a mask, plain causal attention."""
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (part.to(dtype) for part in (query, key, value))
+    if attention_mask is None:
+        return causal(module, query, key, value, scaling=scaling)
+    attend = ALL_ATTENTION_FUNCTIONS["flex_attention"]
+    attended, scores = attend(module, query, key, value, attention_mask, scaling=scaling, **others)
+    return attended, scores
+
+
+for _name, _function in ((BY_DOCUMENT, by_document), (CAUSAL, causal), (FLEX, flex), (FLEX_IN_WINDOWS, flex)):
+    ALL_ATTENTION_FUNCTIONS.register(_name, _function)
+ALL_MASK_ATTENTION_FUNCTIONS.register(FLEX_IN_WINDOWS, flex_attention_mask)
 
 
 def block_mask(document: Tensor) -> Any:

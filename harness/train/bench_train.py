@@ -7,6 +7,7 @@ machine does meanwhile hits all of them; a figure is the median over all updates
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -56,7 +57,7 @@ class Figures:
     name: str
     micro_batch: int
     tokens_per_second: float
-    tflops: float
+    tflops: float | None
     mfu_full: float | None
     mfu_causal: float | None
     peak_bytes: int
@@ -82,7 +83,7 @@ def bench_train(base: Setting, names: Sequence[str], rounds: int, beside: Beside
     names: of VARIANTS, empty for those that run here. Raises UserError for a name that cannot run here.
     """
     variants, left_out = _variants(base, names)
-    fitted = {name: fit(replace(base, **VARIANTS[name]), note) for name in variants} if beside.best else {}
+    fitted = {name: fit(replace(base, **VARIANTS[name]), note)[1] for name in variants} if beside.best else {}
     equal = base.micro_batch or min((found.micro_batch or base.batch for found in fitted.values()), default=base.batch)
     settings = {name: replace(base, micro_batch=equal, **VARIANTS[name]) for name in variants}
     settings |= {f"{name} at its best": setting for name, setting in fitted.items()}
@@ -165,7 +166,11 @@ def _together(setting: Setting, measured: Sequence[dict[str, Any]]) -> dict[str,
 def run(setting: Setting) -> dict[str, Any]:
     """A measurement in a process of its own. Raises UserError where it fails for another reason than memory."""
     done = subprocess.run(
-        [sys.executable, "-m", "harness.train.measure"], input=as_json(setting), capture_output=True, text=True
+        [sys.executable, "-m", "harness.train.measure"],
+        input=as_json(setting),
+        capture_output=True,
+        text=True,
+        env={"CUDA_VISIBLE_DEVICES": "0", **os.environ},  # the peer would take all that it sees
     )
     if done.returncode == 0:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -182,13 +187,14 @@ def _figures(
     speed = measured["tokens_per_second"]
     causal = shape.flops_per_token(setting.context)
     full = 2 * causal - 6 * shape.matmul
+    masked = setting.documents == "masked"  # what short documents attend to is less than a row's formula says
     return Figures(
         name=name,
         micro_batch=setting.micro_batch or setting.batch,
         tokens_per_second=round(speed, 1),
-        tflops=speed * causal / 1e12,
-        mfu_full=None if peak is None else speed * full / peak,
-        mfu_causal=None if peak is None else speed * causal / peak,
+        tflops=None if masked else speed * causal / 1e12,
+        mfu_full=None if peak is None or masked else speed * full / peak,
+        mfu_causal=None if peak is None or masked else speed * causal / peak,
         peak_bytes=measured["peak_bytes"],
         loader_share=measured["loader_share"],
         look_share=measured["look_share"],
@@ -218,9 +224,9 @@ def _against_the_peer(measured: Mapping[str, Mapping[str, Any]], shape: ModelSha
     }
 
 
-def fit(base: Setting, note: Note) -> Setting:
+def fit(base: Setting, note: Note) -> tuple[float, Setting]:
     """`base` with the micro-batch (and, on a GPU where even a row does not fit, the activation checkpointing) at which
-    it is fastest. On a GPU sizes grow until memory is full. Raises UserError when nothing fits."""
+    it is fastest, and its tokens/s. On a GPU sizes grow until memory is full. Raises UserError when nothing fits."""
     for activations in ("off", "selective", "full"):
         best: tuple[float, Setting] | None = None
         for setting in _sizes(replace(base, activation_checkpointing=activations)):
@@ -233,7 +239,7 @@ def fit(base: Setting, note: Note) -> Setting:
             if best is None or speed > best[0]:
                 best = speed, setting
         if best is not None:
-            return best[1]
+            return best
     raise UserError(f"not one row of {base.context} tokens of {base.model} fits, whatever is computed again.")
 
 
@@ -256,8 +262,7 @@ def bench_fit(base: Setting, names: Sequence[str], note: Note) -> dict[str, Any]
     tried = {}
     for name in variants:
         note(name)
-        setting = fit(replace(base, **VARIANTS[name]), note)
-        tried[name] = (run(setting)["tokens_per_second"], setting)
+        tried[name] = fit(replace(base, **VARIANTS[name]), note)
     name = max(tried, key=lambda one: tried[one][0])
     chosen = tried[name][1]
     launch = {
@@ -314,7 +319,8 @@ def text(found: Mapping[str, Any]) -> str:
         mfu = [f"{100 * one[name]:.1f} %" if one[name] is not None else "-" for name in ("mfu_full", "mfu_causal")]
         name = one["name"].replace(" at its best", " *")
         size = f"{one['peak_bytes'] / 2**30:.1f} GiB"
-        figures = [f"{one['micro_batch']:,}", f"{one['tokens_per_second']:,.0f}", f"{one['tflops']:.3g}"]
+        tflops = "-" if one["tflops"] is None else f"{one['tflops']:.3g}"
+        figures = [f"{one['micro_batch']:,}", f"{one['tokens_per_second']:,.0f}", tflops]
         rows.append([name, *figures, *mfu, size, f"{100 * one['loader_share']:.1f} %"])
     lines = [f"{found['model']}, {found['parameters']:,} parameters, on {found['device']}"]
     lines.append(table(rows, right=range(1, len(head)), width=80))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from harness.train.attention import Attention
+from harness.train.attention import Attention, to_device
 from harness.train.fused import chunked_losses, liger_losses
 from harness.train.kernels import output_head
 from harness.train.loss import LossTerms, token_losses, token_losses_and_squares
@@ -126,4 +126,4 @@ class Forward(nn.Module):
 
     def put(self, values: np.ndarray) -> Tensor:
         """A host's array on the device."""
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+        return to_device(torch.from_numpy(values), self.device)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -73,8 +74,11 @@ TORCH = Kernels()
 Asked = str | Mapping[str, str]
 
 
-def resolve(asked: Asked, config: PretrainedConfig, device: str, compiled: bool = False) -> Kernels:
-    """The kernels of a study's `launch.kernels` for a model on a device. compiled: with `launch.compile`.
+def resolve(
+    asked: Asked, config: PretrainedConfig, device: str, compiled: bool = False, recomputed: str = "off"
+) -> Kernels:
+    """The kernels of a study's `launch.kernels` for a model on a device. compiled: with `launch.compile`; recomputed:
+    `launch.activation_checkpointing`.
 
     `auto` may choose: on a CPU torch's; on a GPU what Liger has for the family, and under compilation its fused loss
     alone, since the compiler fuses the rest itself. Everything else is done or refused. Raises UserError.
@@ -82,7 +86,7 @@ def resolve(asked: Asked, config: PretrainedConfig, device: str, compiled: bool 
     if asked == "torch":
         return TORCH
     if asked == "auto":
-        return _auto(config, device, compiled)
+        return _auto(config, device, compiled, recomputed)
     wanted = dict.fromkeys((*IN_THE_LAYERS, LOSS), "liger") if asked == "liger" else dict(asked)  # type: ignore[arg-type]
     kernels = Kernels(**wanted)  # type: ignore[arg-type]
     for part in kernels.liger:
@@ -95,12 +99,22 @@ def resolve(asked: Asked, config: PretrainedConfig, device: str, compiled: bool 
             "deviate, and the compiler fuses the norms itself. Use `kernels: {fused_linear_cross_entropy: liger}`, or "
             "no compile."
         )
+    if kernels.rope == "liger" and _rotated_twice(compiled, recomputed):
+        raise UserError(
+            "`launch.kernels` asks for Liger's rope beside `launch.activation_checkpointing: selective`: it rotates in "
+            "place what selective recomputation keeps, so that a layer done again would rotate it twice. Use `full`, "
+            "or torch's rope."
+        )
     if kernels.fused_linear_cross_entropy != "torch" and (why := _no_plain_head(config)) is not None:
         raise UserError(f"`launch.kernels.{LOSS}: {kernels.fused_linear_cross_entropy}` cannot serve here: {why}.")
     return kernels
 
 
-def _auto(config: PretrainedConfig, device: str, compiled: bool) -> Kernels:
+def _rotated_twice(compiled: bool, recomputed: str) -> bool:
+    return recomputed == "selective" and not compiled
+
+
+def _auto(config: PretrainedConfig, device: str, compiled: bool, recomputed: str) -> Kernels:
     if device == "cpu":
         return replace(TORCH, why="auto on a CPU: plain torch")
     missing = _no_liger(device)
@@ -108,6 +122,8 @@ def _auto(config: PretrainedConfig, device: str, compiled: bool) -> Kernels:
         loss: Choice = "torch" if _no_plain_head(config) else "chunked"
         return Kernels(fused_linear_cross_entropy=loss, why=f"auto: {missing}")
     parts: dict[str, Any] = {part: "liger" for part in IN_THE_LAYERS if not compiled and _knows(part, config)}
+    if _rotated_twice(compiled, recomputed):
+        parts.pop("rope", None)
     if _no_plain_head(config) is None:
         parts[LOSS] = "liger"
     return Kernels(**parts, why="auto: Liger where it has a kernel" + (", layers compiled" if compiled else ""))
@@ -133,10 +149,21 @@ def _no_liger(device: str) -> str | None:
     return None
 
 
+# Fields by which families change their logits after the output head, and the value that changes nothing.
+_AFTER_THE_HEAD = {
+    "final_logit_softcapping": None,
+    "logits_soft_cap": None,
+    "output_logit_soft_cap": None,
+    "logits_scaling": 1,
+    "logit_scale": 1,
+    "lm_head_multiplier": 1,
+}
+
+
 def _no_plain_head(config: PretrainedConfig) -> str | None:
     """Why logits are more than a linear map of the hidden states; None where they are no more."""
     text = config.get_text_config()
-    for name, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1), ("logit_scale", 1)):
+    for name, neutral in _AFTER_THE_HEAD.items():
         if getattr(text, name, neutral) not in (None, neutral):
             return f"a {config.model_type} model changes its logits after the output head (`{name}`)"
     return None
@@ -257,6 +284,20 @@ def liger_kernels(seen: Mapping[str, int]) -> dict[str, int]:
     """Of the kernels that a profiler saw, those that stand for a part: name → launches."""
     names = [name for known in SEEN_AS.values() for name in known]
     return {kernel: count for kernel, count in seen.items() if any(name in kernel for name in names)}
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise UserError unless logits are the output head's of the hidden states: what a fused loss takes for granted."""
+    head, device = output_head(model), next(model.parameters()).device
+    ids = torch.arange(8, device=device).unsqueeze(0) % model.config.get_text_config().vocab_size
+    logits = model(input_ids=ids, use_cache=False).logits
+    plain = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(logits, plain, rtol=1e-4, atol=1e-5):
+        raise UserError(
+            f"a {model.config.model_type} model does more to its logits than its output head says, so the loss cannot "
+            f"be fused with it. Use `launch.kernels: {{{LOSS}: torch}}`."
+        )
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:

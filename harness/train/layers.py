@@ -6,11 +6,13 @@ Activation checkpointing first: a compiled layer then holds its own recomputatio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
@@ -30,6 +32,7 @@ _KEPT = frozenset(
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.higher_order.flex_attention,  # seen in compiled layers alone; elsewhere it is done again
     }
 )
 
@@ -46,6 +49,25 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
             f"{type(model).__name__} {len(layers)} layers are known where its configuration says {count}."
         )
     return layers
+
+
+@contextmanager
+def compiling(numerics: Numerics) -> Iterator[None]:
+    """What is compiled inside is compiled anew for every shape, and forgotten after it.
+
+    All layers of all models of a process share the compiler's memory: a segment would run other code after another one
+    than in a process of its own, and after some shapes torch goes on uncompiled, with a line in a log.
+    """
+    if not numerics.compile and numerics.device != "cuda":
+        yield
+        return
+    settings = {"automatic_dynamic_shapes": False, "recompile_limit": 64, "fail_on_recompile_limit_hit": True}
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(settings):
+        try:
+            yield
+        finally:
+            torch._dynamo.reset()
 
 
 def prepare_layers(model: PreTrainedModel, numerics: Numerics) -> None:

@@ -21,8 +21,8 @@ import torch
 
 from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
-from harness.train.kernels import applied
-from harness.train.layers import prepare_layers
+from harness.train.kernels import applied, check_head
+from harness.train.layers import compiling, prepare_layers
 from harness.train.loop import Loop
 from harness.train.model import build_model
 from harness.train.numerics import Numerics, Precision, set_threads
@@ -32,6 +32,8 @@ from harness.train.shapes import shape_config
 ADAMW = {"name": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
 RATE = 1e-3
 EOS = 0
+# How CUDA's allocator, cuBLAS and Triton say it, also through a compiler that wraps it.
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "OutOfMemoryError")
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,18 @@ def measure(setting: Setting) -> dict[str, Any]:
     )
     set_threads(numerics)
     config = shape_config(setting.model, setting.context)
-    if setting.trainer:
-        from harness.train.peer import train
+    numerics = numerics if setting.trainer else numerics.for_model(config)
+    try:
+        if setting.trainer:
+            from harness.train.peer import train
 
-        found = train(setting, config, pieces(setting), token_sources(setting, config.vocab_size))
-    else:
-        numerics = numerics.for_model(config)
-        try:
+            found = train(setting, config, pieces(setting), token_sources(setting, config.vocab_size))
+        else:
             found = _ours(setting, numerics, config)
-        except torch.cuda.OutOfMemoryError:
-            return {"oom": True}
+    except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+        if not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        return {"oom": True}
     seconds = statistics.median(found["seconds"])
     return {
         "tokens_per_second": setting.batch / seconds,
@@ -93,11 +97,14 @@ def measure(setting: Setting) -> dict[str, Any]:
 def _ours(setting: Setting, numerics: Numerics, config: Any) -> dict[str, Any]:
     model = build_model(config, 1).to(numerics.device)
     with ExitStack() as stack:
+        if numerics.kernels.fused_linear_cross_entropy != "torch":
+            check_head(model)
         stack.enter_context(applied(model, numerics.kernels))
-        prepare_layers(model, numerics)
+        stack.enter_context(compiling(numerics))
         path = pieces(setting)
         loader = Loader(path, token_sources(setting, config.vocab_size))
         loop = Loop(model, build_optimizer(model, ADAMW), loader, path, numerics)
+        prepare_layers(model, numerics)
         return _timed(setting, loop)
 
 

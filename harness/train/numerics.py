@@ -82,7 +82,9 @@ class Numerics:
 
     def for_model(self, config: PretrainedConfig) -> Numerics:
         """With the kernels that a model of `config` is trained with. Raises UserError for what cannot run."""
-        return replace(self, kernels=resolve(self.asked, config, self.device, self.compile))
+        return replace(
+            self, kernels=resolve(self.asked, config, self.device, self.compile, self.activation_checkpointing)
+        )
 
     def record(self) -> dict[str, Any]:
         """The facts as JSON, for an attempt's `env.json`. What came later is recorded where it is used."""

@@ -7,11 +7,17 @@ they may see (sliding windows), which one mask cannot say.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from harness.study.errors import UserError
+
+Arguments = Callable[[np.ndarray, torch.device], dict[str, Any]]
 
 
 def single_mask_serves(config: PretrainedConfig) -> bool:
@@ -39,8 +45,10 @@ def document_mask(position_ids: Tensor, device: torch.device | str, dtype: torch
 
 
 @torch.no_grad()
-def check_isolation(model: nn.Module) -> None:
+def check_isolation(model: nn.Module, arguments: Arguments | None = None) -> None:
     """Raise UserError unless a token's logits ignore the document packed before its own.
+
+    arguments: what a forward is given for rows of positions, where that is not a dense mask.
 
     Two rows of two documents that differ in the first one are run through the model as training does it. An
     architecture that mixes positions outside attention (a convolution, a recurrence) cannot keep documents apart.
@@ -50,13 +58,12 @@ def check_isolation(model: nn.Module) -> None:
     rows = torch.arange(8).repeat(2, 1) % config.vocab_size
     rows[1, :4] = (rows[1, :4] + 1) % config.vocab_size
     positions = torch.arange(4).repeat(2, 2)
-    mask = document_mask(positions, device, torch.float32) if single_mask_serves(config) else None
-    logits = model(
-        input_ids=rows.to(device),
-        position_ids=positions.to(device),
-        attention_mask=mask,
-        use_cache=False,
-    ).logits
+    if arguments is None:
+        mask = document_mask(positions, device, torch.float32) if single_mask_serves(config) else None
+        given = {"position_ids": positions.to(device), "attention_mask": mask}
+    else:
+        given = arguments(positions.numpy(), device)
+    logits = model(input_ids=rows.to(device), use_cache=False, **given).logits
     if not torch.allclose(logits[0, 4:], logits[1, 4:], rtol=1e-5, atol=1e-6):
         raise UserError(
             f"`context.documents: masked` cannot be kept by a {config.model_type} model: tokens of one document "

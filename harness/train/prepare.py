@@ -18,14 +18,14 @@ from harness.store.layout import Folder
 from harness.study.errors import UserError
 from harness.train.average import WeightAverage, decay_at
 from harness.train.checkpoint import load_cursor, load_spikes
-from harness.train.kernels import applied
-from harness.train.layers import prepare_layers
+from harness.train.kernels import applied, check_head
+from harness.train.layers import compiling, prepare_layers
 from harness.train.loop import Loop, forward_of, piece_at
 from harness.train.model import load_config
 from harness.train.numerics import Numerics
 from harness.train.optimizer import build_optimizer
 from harness.train.packing import check_isolation
-from harness.train.ranks import ALONE, Ranks
+from harness.train.ranks import Ranks
 from harness.train.restore import restore_average, restore_model, restore_optimizer
 from harness.train.rope import resolve_rope, set_context
 from harness.train.sharding import Shards
@@ -41,8 +41,8 @@ def prepare(
     segment: Mapping[str, Any],
     start: Start,
     numerics: Numerics,
-    ranks: Ranks = ALONE,
-    stack: ExitStack | None = None,
+    ranks: Ranks,
+    stack: ExitStack,
 ) -> Loop:
     """Model, optimizer and data as they were when the checkpoint `start` was written, as this segment wants them.
 
@@ -58,10 +58,15 @@ def prepare(
     model = restore_model(start.marker, _config(start, context, read_base(folder)))
     if context["documents"] == "masked":
         check_isolation(model)
-    (stack or ExitStack()).enter_context(applied(model, numerics.kernels))
-    prepare_layers(model, numerics)
+    if numerics.kernels.fused_linear_cross_entropy != "torch":
+        check_head(model)
+    stack.enter_context(applied(model, numerics.kernels))
+    stack.enter_context(compiling(numerics))
     optimizer = build_optimizer(model, science["optimizer"])
     forward = forward_of(model, segment["pieces"], loader, numerics)
+    if forward.attention.kind == "by-document":
+        check_isolation(model, forward.attention.arguments)
+    prepare_layers(model, numerics)
     shards: Shards | None = None
     if numerics.strategy == "fsdp":
         shards = Shards(forward, ranks, numerics.device, science["precision"], optimizer)

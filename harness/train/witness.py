@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.train.kernels import Kernels, check_seen, liger_kernels, version
@@ -42,7 +43,10 @@ class Witness:
             with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
                 yield
                 torch.cuda.synchronize()
-            seen.update(event.name for event in profiler.events())
+            events = list(profiler.events())
+            if not any(event.device_type == DeviceType.CUDA for event in events):
+                return  # another profiler has the device: nobody could look
+            seen.update(event.name for event in events)
         else:
             with _Dispatched(seen):
                 yield

@@ -11,7 +11,7 @@ import torch
 from harness.data.loader import Loader
 from harness.study.errors import UserError
 from harness.train import attention
-from harness.train.attention import block_mask, boundaries, choose, document_of, restarts
+from harness.train.attention import Attention, block_mask, boundaries, choose, document_of, restarts
 from harness.train.feed import Feed
 from harness.train.packing import document_mask
 from tests.train import build
@@ -74,14 +74,42 @@ def test_long_masked_rows_never_make_a_mask_of_their_square(monkeypatch: pytest.
     ],
 )
 def test_the_kind_follows_from_device_and_context(device: str, length: int, documents: str, kind: str) -> None:
-    assert choose(build.model().config, {"length": length, "documents": documents}, device) == kind
+    assert choose(build.model(), {"length": length, "documents": documents}, device) == kind
 
 
 def test_windows_in_long_masked_rows_on_a_cpu_are_refused() -> None:
-    config = build.model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1).config
-    assert choose(config, {"length": 4096, "documents": "masked"}, "cpu") == "library"
-    with pytest.raises(UserError, match=r"8192 on a CPU.*different windows"):
-        choose(config, {"length": 8192, "documents": "masked"}, "cpu")
+    model = build.model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    assert choose(model, {"length": 4096, "documents": "masked"}, "cpu") == "library"
+    for documents in ("masked", "joined"):
+        with pytest.raises(UserError, match=r"8192.*different windows"):
+            choose(model, {"length": 8192, "documents": documents}, "cpu")
+    assert choose(model, {"length": 8192, "documents": "joined"}, "cuda") == "flex"
+
+
+def test_a_model_that_flex_attention_does_not_serve_attends_by_document_on_a_gpu() -> None:
+    assert choose(build.model("gpt2"), {"length": 1024, "documents": "masked"}, "cuda") == "by-document"
+
+
+def test_documents_of_one_micro_batch_are_not_those_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one document each after rows of several: nothing of the earlier boundaries is left."""
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 1)
+    ids, positions = _rows()
+    one = np.arange(ids.shape[1])[None].repeat(2, axis=0)
+    loop = build.loop([build.piece(0, build.BATCH)])
+    fresh = loop.forward.logits(ids, one)
+    several = loop.forward.logits(ids, positions)
+    assert torch.equal(loop.forward.logits(ids, one), fresh) and not torch.equal(several, fresh)
+
+
+def test_a_model_that_computes_attention_itself_is_refused_where_a_mask_is_not_given() -> None:
+    model = build.model()
+    monkey = type(model).set_attn_implementation
+    try:
+        type(model).set_attn_implementation = lambda self, name: None
+        with pytest.raises(UserError, match="computes attention itself"):
+            Attention(model, {"length": 1024, "documents": "masked"}, "cpu", torch.float32)
+    finally:
+        type(model).set_attn_implementation = monkey
 
 
 def test_the_block_mask_says_what_the_dense_one_says() -> None:

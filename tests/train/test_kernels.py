@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from harness.store.atomic import read_json, read_json_lines
 from harness.study.errors import UserError
 from harness.train import kernels as room
 from harness.train.fused import chunk_factor
-from harness.train.kernels import Kernels, applied, check_seen, resolve
+from harness.train.kernels import Kernels, applied, check_head, check_seen, resolve
 from harness.train.model import config_from_fields
 from harness.train.numerics import Numerics
 from tests.train import build
@@ -66,6 +67,24 @@ def test_what_cannot_run_is_refused_by_name(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match=sentence):
         resolve(asked, _config(family), device, compiled)
+
+
+def test_ligers_rope_is_not_rotated_twice() -> None:
+    """It works in place, on what selective recomputation keeps."""
+    with pytest.raises(UserError, match="rotates in place"):
+        resolve("liger", _config(), "cuda", recomputed="selective")
+    assert resolve("auto", _config(), "cuda", recomputed="selective").rope == "torch"
+    assert resolve("liger", _config(), "cuda", recomputed="full").rope == "liger"
+
+
+def test_a_head_that_is_more_than_it_says_is_found() -> None:
+    model = build.model()
+    check_head(model)
+    model.lm_head.register_forward_hook(lambda module, given, logits: 2 * logits)
+    whole = model.forward
+    model.forward = lambda **given: SimpleNamespace(logits=whole(**given).logits.tanh())
+    with pytest.raises(UserError, match="does more to its logits"):
+        check_head(model)
 
 
 def test_without_liger_it_is_refused_and_auto_does_without(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from harness.study.errors import UserError
 from harness.train import numerics
 from harness.train.checkpoint import OPTIMIZER
 from harness.train.loop import Loop
+from harness.train.ranks import ALONE
 from harness.train.segment import TrainSettings, prepare, train_segment
 from harness.train.start import Start
 from tests.train import build
@@ -59,7 +61,9 @@ def test_the_first_update_after_a_stage_switch_is_that_of_an_uncut_run(tmp_path:
 
     segment = states.read_segment(switched.state(names[1]))
     for carried in (True, False):
-        loop: Loop = prepare(switched.folder, segment, Start(verify(before), own=False), build.NUMERICS)
+        loop: Loop = prepare(
+            switched.folder, segment, Start(verify(before), own=False), build.NUMERICS, ALONE, ExitStack()
+        )
         if not carried:
             loop.optimizer.state.clear()
         loop.update()
@@ -157,7 +161,7 @@ def test_the_exported_folder_is_the_trained_model_in_plain_transformers(rope: di
     for name in names:
         study.train(name)
     start = Start(verify(study.state(names[0]).checkpoint(4 * BATCH)), own=False)
-    loop = prepare(study.folder, states.read_segment(study.state(names[1])), start, build.NUMERICS)
+    loop = prepare(study.folder, states.read_segment(study.state(names[1])), start, build.NUMERICS, ALONE, ExitStack())
     loop.update()
     loop.update()
     folder = study.state(names[1]).checkpoint(4 * BATCH + 512) / "model"
