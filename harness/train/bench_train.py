@@ -47,6 +47,7 @@ PEAKS: Sequence[tuple[str, float]] = (
     ("H100", 989e12),
     ("A100", 312e12),
 )
+UPDATES_TO_FIT = 4  # enough to tell sizes apart
 Note = Callable[[str], None]
 
 
@@ -230,7 +231,7 @@ def fit(base: Setting, note: Note) -> tuple[float, Setting]:
     for activations in ("off", "selective", "full"):
         best: tuple[float, Setting] | None = None
         for setting in _sizes(replace(base, activation_checkpointing=activations)):
-            one = run(setting)
+            one = run(replace(setting, updates=min(setting.updates, UPDATES_TO_FIT)))
             if one.get("oom"):
                 note(f"{setting.micro_batch} tokens a forward ({activations}): out of memory")
                 break
