@@ -88,6 +88,7 @@ def test_flex_attention_keeps_documents_apart_as_a_dense_mask_does(tmp_path: Pat
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_worker_of_these_tests_trains_where_there_is_no_gpu(tmp_path: Path) -> None:
     asked = {"device": "cpu", "precision": "fp32", "rate": 1e-3, "context": 64, "updates": 2}
     first, weights = run(tmp_path / "first", kernels="torch", **asked)

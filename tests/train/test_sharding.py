@@ -131,9 +131,9 @@ def test_a_version_that_knows_no_shards_refuses_them_by_their_schema(four: tuple
 @pytest.mark.parametrize(
     "first, then",
     [
-        ((4, "fsdp"), (4, "fsdp")),
+        pytest.param((4, "fsdp"), (4, "fsdp"), marks=pytest.mark.slow),
         ((4, "fsdp"), (2, "fsdp")),
-        ((4, "fsdp"), (1, "auto")),
+        pytest.param((4, "fsdp"), (1, "auto"), marks=pytest.mark.slow),
         pytest.param((2, "ddp"), (4, "fsdp"), marks=pytest.mark.slow),
         pytest.param((2, "fsdp"), (4, "ddp"), marks=pytest.mark.slow),
         pytest.param((1, "auto"), (2, "fsdp"), marks=pytest.mark.slow),
@@ -316,7 +316,7 @@ def killed_while_writing(of_rank: int, number: int) -> Prepare:
     "fault, of_rank",
     [
         (at_update(10, lambda: os.kill(os.getpid(), signal.SIGKILL), of_rank=2), 2),
-        (killed_while_writing(of_rank=1, number=1), 1),
+        pytest.param(killed_while_writing(of_rank=1, number=1), 1, marks=pytest.mark.slow),
         pytest.param(killed_while_writing(of_rank=0, number=1), 0, marks=pytest.mark.slow),
         pytest.param(at_update(10, lambda: os.kill(os.getpid(), signal.SIGKILL), of_rank=0), 0, marks=pytest.mark.slow),
     ],
