@@ -229,8 +229,11 @@ def check_resources(rules: Sequence[ResourcesRule], arms: Iterable[str], stages:
 
 def check_strategy(launch: LaunchSpec) -> None:
     """Raise Mistake where a model is to be divided among several processes and no run has more than one."""
-    asked = [(launch.nodes, launch.gpus, launch.slurm), *((r.nodes, r.gpus, r.slurm) for r in launch.resources)]
-    several = any((nodes or 1) * (gpus or 1) > 1 or "ntasks_per_node" in slurm for nodes, gpus, slurm in asked)
+    asked: list[LaunchSpec | ResourcesRule] = [launch, *launch.resources]
+    tasks = [one.slurm["ntasks_per_node"] for one in asked if "ntasks_per_node" in one.slurm]
+    several = any((one.nodes or 1) > 1 for one in asked) or any(str(count) != "1" for count in tasks)
+    if "ntasks_per_node" not in launch.slurm:  # where it is said, it is the number of processes, whatever the GPUs
+        several = several or any((one.gpus or 1) > 1 for one in asked)
     if launch.strategy != "auto" and not several:
         raise Mistake(
             ("launch", "strategy"),
