@@ -49,7 +49,7 @@ def test_what_is_off_by_default_renames_nothing() -> None:
     ("override", "science"),
     [
         ("label_smoothing=0.1", {"label_smoothing": 0.1}),
-        ("skip_spikes={}", {"skip_spikes": {"window": 128, "sigma": 6.0}}),
+        ("skip_spikes={sigma: 6}", {"skip_spikes": {"window": 128, "sigma": 6.0}}),
         ("skip_spikes={window: 16, sigma: 4}", {"skip_spikes": {"window": 16, "sigma": 4.0}}),
         ("skip_spikes=null", {}),
         ("label_smoothing=0", {}),
