@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.compute import attempts_at
 from analysis.frame import Frame
 from harness.store import attempts, metrics, states
 from harness.store.markers import Damaged
@@ -54,7 +55,8 @@ class TaskSettings:
 def facts(frame: Frame) -> list[Fact]:
     """Numerics and code of all attempts on the arms' paths, fields in name order."""
     seen: dict[str, dict[str, dict[str, None]]] = {}
-    environments = {state: _environments(frame, state) for run in frame.runs for state in run.path}
+    paths = dict.fromkeys(state for run in frame.runs for state in run.path)
+    environments = {state: _environments(frame, state) for state in paths}
     for run in frame.runs:
         for state in run.path:
             for environment in environments[state]:
@@ -80,9 +82,9 @@ def _evaluation_numerics(frame: Frame, run: str, label: str) -> dict[str, str]:
 
 
 def _environments(frame: Frame, state: str) -> list[dict[str, str]]:
-    folder = frame.folder.state(state)
-    found = (attempts.read_env(folder, number) for number in folder.attempt_numbers())
-    return [computed_with(environment) for environment in found if environment is not None]
+    """Of each attempt at a state; how often a kernel was launched is left out, which the length of a row decides."""
+    found = (computed_with(attempt.environment) for attempt in attempts_at(frame.folder.state(state), 0))
+    return [{name: value for name, value in facts.items() if name != "ran.launched"} for facts in found]
 
 
 def computed_with(environment: Mapping[str, Any]) -> dict[str, str]:

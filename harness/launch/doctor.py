@@ -118,6 +118,7 @@ def _machine(needs: Needs) -> list[Check]:
     group = "machine"
     return [
         _check(group, "device", True, lambda: look.device(needs.device, needs.gpus)),
+        *[_check(group, "liger", True, lambda: look.liger(needs.liger, needs.device)) for _ in needs.liger[:1]],
         _check(group, "cores", False, lambda: look.cores(needs.jobs, needs.threads)),
     ]
 

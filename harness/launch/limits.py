@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.launch import look
+from harness.study.checks import liger_parts
 from harness.study.errors import UserError
 from harness.study.schema.execution import LaunchSpec
 
@@ -11,7 +13,8 @@ FOR_A_CLUSTER = ("time", "parallel", "slurm", "resources")
 def check_here(launch: LaunchSpec) -> str | None:
     """One line on the keys that only a cluster needs; None where the study has none of them.
 
-    Raises UserError for what this machine's executors cannot do: a run trains in one process on one device.
+    Raises UserError for what this machine's executors cannot do: a run trains in one process on one device, with
+    kernels that are installed here and have the GPU that they need.
     """
     for key, what in (("nodes", "machines"), ("gpus", "GPUs")):
         value = getattr(launch, key)
@@ -26,6 +29,10 @@ def check_here(launch: LaunchSpec) -> str | None:
             f"launch.strategy is {launch.strategy}: it divides a run among several processes, which needs `--executor "
             "slurm`. To train in one process here, add --set launch.strategy=auto."
         )
+    parts = liger_parts(launch)
+    found = look.liger(parts, launch.device) if parts else None
+    if found is not None and not found.ok:
+        raise UserError(f"launch.kernels asks for Liger's kernels: {found.sentence} here. Use {found.get}.")
     idle = [f"launch.{key}" for key in FOR_A_CLUSTER if getattr(launch, key)]
     if not idle:
         return None

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness import track
 from harness.store.atomic import readable_bytes
+from harness.study.checks import on_gpu_alone
 
 NEEDED = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "pydantic", "ruamel.yaml", "pyarrow")
 EVALUATION = ("lm_eval", "scipy", "matplotlib", "jinja2")
@@ -22,6 +24,7 @@ INSTALL = "`pip install -e .` in the repository"
 LOW_DISK_BYTES = 2e9
 PROBE_SECONDS = 2.0
 NETWORKED = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p")
+LIGER = "`pip install 'midtraining-ablation-harness[liger]'`, or `launch.kernels: auto`"
 TEX = "`apt-get install texlive-latex-recommended texlive-science`"
 
 
@@ -106,6 +109,22 @@ def device(asked: str, gpus: int) -> Found:
         get = "a machine with that many GPUs and a torch built for its CUDA (pytorch.org), or `launch.device: cpu`"
         return Found(False, f"{sentence}; the study asks for {gpus} GPU{'s' * (gpus > 1)}", get)
     return Found(True, sentence)
+
+
+def liger(parts: Sequence[str], device: str) -> Found:
+    """Whether the kernels of Liger that `launch.kernels` asks for, by part, can run here on `launch.device`."""
+    if not importable("liger_kernel"):
+        return Found(False, "liger-kernel is not installed", LIGER)
+    alone = on_gpu_alone(parts)
+    if alone and not _gpu(device):
+        return Found(False, f"Liger's {', '.join(alone)} needs a GPU, and there is none", "`launch.kernels: auto`")
+    return Found(True, f"liger-kernel {version('liger-kernel')}")
+
+
+def _gpu(device: str) -> bool:
+    import torch
+
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def _driver() -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.launch import look
 from harness.store.layout import Folder
+from harness.study.checks import liger_parts
 from harness.study.errors import UserError
 from harness.track.settings import declared, targets
 
@@ -22,7 +23,7 @@ class Needs:
 
     extras: modules that the study's suites require. hub: ids that it takes from the hub. disk_bytes: of the checkpoints
     that its plan still has to make, None where the model's size is not known. problem: why no plan can be made yet.
-    trackers: name → whether it writes offline.
+    trackers: name → whether it writes offline. liger: parts of the model for which it asks for Liger's kernel.
     """
 
     results: Path = Path("results")
@@ -31,6 +32,7 @@ class Needs:
     gguf: bool = False
     trackers: Mapping[str, bool] = field(default_factory=dict)
     device: str = "auto"
+    liger: tuple[str, ...] = ()
     gpus: int = 1
     jobs: int = 1
     threads: int = 1
@@ -57,6 +59,7 @@ def needs_of(path: Path, chosen: Path | None = None) -> Needs:
         gguf=any(str(place).endswith(".gguf") for place in _places(base.model)),
         trackers={target.name: target.offline for target in trackers},
         device=launch.device,
+        liger=liger_parts(launch),
         gpus=int(launch.gpus),
         jobs=int(launch.jobs),
         threads=int(launch.threads),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from harness.study.errors import Mistake, nearest
 from harness.study.mixtures import PROPORTIONAL
 from harness.study.paths import Path
 from harness.study.schema import CompareSpec, EvalSpec, HeldOutSpec, SeedsSpec, SourceSpec, StudySpec
-from harness.study.schema.execution import LaunchSpec
+from harness.study.schema.execution import KernelsSpec, LaunchSpec
 from harness.study.schema.slurm import ResourcesRule
 from harness.study.treatment import SeedSet, Stage
 from harness.study.units import Margin, UnitError, parse_every
@@ -228,13 +229,61 @@ def check_resources(rules: Sequence[ResourcesRule], arms: Iterable[str], stages:
 
 def check_strategy(launch: LaunchSpec) -> None:
     """Raise Mistake where a model is to be divided among several processes and no run has more than one."""
-    asked = [(launch.nodes, launch.gpus, launch.slurm), *((r.nodes, r.gpus, r.slurm) for r in launch.resources)]
-    several = any((nodes or 1) * (gpus or 1) > 1 or "ntasks_per_node" in slurm for nodes, gpus, slurm in asked)
+    asked: list[LaunchSpec | ResourcesRule] = [launch, *launch.resources]
+    tasks = [one.slurm["ntasks_per_node"] for one in asked if "ntasks_per_node" in one.slurm]
+    several = any((one.nodes or 1) > 1 for one in asked) or any(str(count) != "1" for count in tasks)
+    if "ntasks_per_node" not in launch.slurm:  # where it is said, it is the number of processes, whatever the GPUs
+        several = several or any((one.gpus or 1) > 1 for one in asked)
     if launch.strategy != "auto" and not several:
         raise Mistake(
             ("launch", "strategy"),
             f"{launch.strategy} divides a run among several processes, and every run has one; expected auto, or "
             "launch.gpus, launch.nodes or launch.slurm.ntasks_per_node above 1",
+        )
+
+
+FUSED_LOSS = "fused_linear_cross_entropy"
+
+
+def liger_parts(launch: LaunchSpec) -> tuple[str, ...]:
+    """The parts for which `launch.kernels` asks for Liger's kernel; none for `auto`, which may choose."""
+    if isinstance(launch.kernels, KernelsSpec):
+        return tuple(part for part, whose in launch.kernels.model_dump().items() if whose == "liger")
+    return tuple(KernelsSpec.model_fields) if launch.kernels == "liger" else ()
+
+
+def on_gpu_alone(parts: Sequence[str]) -> list[str]:
+    """Those parts of Liger's that cannot run on a CPU: of them Triton's interpreter can run the fused loss alone."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return [part for part in parts if not (part == FUSED_LOSS and interpreted)]
+
+
+def check_kernels(launch: LaunchSpec) -> None:
+    """Raise Mistake where Liger's kernels cannot run beside what `launch` says elsewhere, on whatever machine."""
+    parts = liger_parts(launch)
+    needs_gpu = on_gpu_alone(parts)
+
+    def refuse(part: str, message: str, expected: str) -> None:
+        word = launch.kernels == "liger"
+        place: Path = ("launch", "kernels") if word else ("launch", "kernels", part)
+        raise Mistake(place, f"liger {message}; expected {expected}")
+
+    if launch.device == "cpu" and needs_gpu:
+        also = ", chunked" if needs_gpu[0] == FUSED_LOSS and launch.kernels != "liger" else ""
+        refuse(
+            needs_gpu[0], "needs a GPU, and `launch.device` is cpu", f"torch{also}, or `launch.device: cuda` (or auto)"
+        )
+    if launch.compile and "rms_norm" in parts:
+        refuse(
+            "rms_norm",
+            "has a norm that is known to deviate under `launch.compile: true`, which fuses norms itself",
+            f"`kernels: {{{FUSED_LOSS}: liger}}` or auto, or `launch.compile: false`",
+        )
+    if launch.activation_checkpointing == "selective" and "rope" in parts and not launch.compile:
+        refuse(
+            "rope",
+            "rotates in place, and `launch.activation_checkpointing: selective` would rotate what it keeps once more",
+            "full or off there, or torch's rope",
         )
 
 

@@ -166,6 +166,8 @@ class _Watch:
             said = json.loads(text)
         except ValueError:
             return False
+        if not isinstance(said, dict):  # of a stranger: any program may connect
+            return False
         if line not in self._lines:
             if said.get("token") == self._token:
                 self._lines[line] = str(said["who"])

@@ -264,27 +264,33 @@ def _parts(optimizer: torch.optim.Optimizer) -> dict[int, tuple[str, ...]]:
 def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put a saved state back, bit for bit. Raises UserError when it belongs to other parameters or another optimizer.
 
+    A parameter without any tensor has had no update yet, as `optimizer_tensors` leaves it out: it stays as it is.
     Tensors are copied into memory of the optimizer's own: a file's mapping is aligned differently, and alignment may
     choose another kernel with other rounding.
     """
     if not tensors:
         return
     parts = _parts(optimizer)
-    expected = {f"{part}.{name}" for name, parameter in trained_parameters(model) for part in parts[id(parameter)]}
-    unknown, missing = set(tensors) - expected, expected - set(tensors)
+    named = {
+        name: (parameter, {part: f"{part}.{name}" for part in parts[id(parameter)]})
+        for name, parameter in trained_parameters(model)
+    }
+    unknown = set(tensors) - {key for _, keys in named.values() for key in keys.values()}
+    begun = {name: of for name, of in named.items() if any(key in tensors for key in of[1].values())}
+    missing = {key for _, keys in begun.values() for key in keys.values()} - set(tensors)
     if unknown or missing:
         what = f"{len(missing)} missing, {len(unknown)} unknown"
         name = type(optimizer).__name__
         raise UserError(f"the optimizer state in the checkpoint is not one of {name} for this model: {what} tensors.")
-    for name, parameter in trained_parameters(model):
+    for parameter, keys in begun.values():
         state: dict[str, Tensor] = {}
-        for part in parts[id(parameter)]:
-            saved = tensors[f"{part}.{name}"]
+        for part, key in keys.items():
+            saved = tensors[key]
             if part == "step":
                 state[part] = saved.to(parameter.device, torch.float32, copy=True)
                 continue
             if saved.shape != parameter.shape:
-                what = f"{part}.{name} is {tuple(saved.shape)}, not {tuple(parameter.shape)}"
+                what = f"{key} is {tuple(saved.shape)}, not {tuple(parameter.shape)}"
                 raise UserError(f"the optimizer state in the checkpoint is not one of this model: {what}.")
             state[part] = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(saved)
         optimizer.state[parameter] = state

@@ -99,8 +99,11 @@ def read_base(folder: Folder) -> dict[str, Any]:
 def _check_numerics(numerics: Numerics, ranks: Ranks) -> None:
     """Raise UserError unless an update gives this rank the bits that it gives rank 0."""
     of_first = ranks.led(numerics.record)
+    own = numerics.record()
     differs = [
-        f"{name} {of_first[name]!r} and {own!r}" for name, own in numerics.record().items() if of_first[name] != own
+        f"{name} {of_first.get(name)!r} and {own.get(name)!r}"
+        for name in sorted(of_first.keys() | own.keys())
+        if of_first.get(name) != own.get(name)
     ]
     if differs:
         raise UserError(f"ranks 0 and {ranks.rank} cannot train together, since they differ: {'; '.join(differs)}.")

@@ -86,6 +86,15 @@ def test_gpus_that_are_not_here_are_missing_only_where_the_study_asks_for_them(
     assert found(write(tmp_path, "launch: {jobs: 2}", "launch: {gpus: 8}"))["device"].mark == "missing"
 
 
+def test_liger_is_required_where_the_study_asks_for_its_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "liger_kernel")
+    assert "liger" not in found(write(tmp_path))
+    asked = found(write(tmp_path, "launch: {jobs: 2}", "launch: {kernels: liger}"))["liger"]
+    assert asked.mark == "missing" and "[liger]" in asked.get
+
+
 def test_a_base_on_the_hub_needs_the_hub_unless_it_is_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.launch import run
+from harness.launch import look, run
 from harness.launch.limits import check_here
 from harness.launch.progress import Silent
 from harness.launch.run import Options
@@ -28,6 +28,32 @@ def test_a_strategy_for_several_processes_is_refused_where_there_is_one(gpus: in
     launch = LaunchSpec.model_validate({"gpus": gpus, "strategy": "fsdp"})
     with pytest.raises(UserError, match=rf"{more}.*--set launch\.strategy=auto"):
         check_here(launch)
+
+
+@pytest.mark.parametrize("kernels", ["liger", {"rope": "liger"}, {"fused_linear_cross_entropy": "liger"}])
+def test_kernels_of_liger_are_refused_where_it_is_not_installed_or_has_no_gpu(
+    scored: Path, monkeypatch: pytest.MonkeyPatch, kernels: object
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    launch = LaunchSpec.model_validate({"kernels": kernels})
+    monkeypatch.setattr(look, "importable", lambda module: False)
+    with pytest.raises(UserError, match=r"liger-kernel is not installed here\. Use `pip install"):
+        check_here(launch)
+    monkeypatch.setattr(look, "importable", lambda module: True)
+    with pytest.raises(UserError, match=r"needs a GPU, and there is none here\. Use `launch\.kernels: auto`"):
+        check_here(launch)
+    folder = scored.parent / "nothing"
+    asked = Options(scored, folder, ("launch.kernels=liger",), executor="debug", perform="stub_work:perform")
+    with pytest.raises(UserError, match="needs a GPU"):
+        run.run(asked, Silent())
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch", {"fused_linear_cross_entropy": "chunked"}])
+def test_kernels_that_ask_for_nothing_of_liger_need_nothing(monkeypatch: pytest.MonkeyPatch, kernels: object) -> None:
+    monkeypatch.setattr(look, "importable", lambda module: False)
+    assert check_here(LaunchSpec.model_validate({"kernels": kernels})) is None
 
 
 def test_what_only_a_cluster_needs_is_named_in_one_line() -> None:

@@ -60,13 +60,28 @@ def test_every_shape_is_tried_and_restored_beside_the_results(study: Path) -> No
 
 
 def test_a_study_that_evaluates_nothing_is_tried_too(tmp_path: Path) -> None:
-    (tmp_path / "plain.yaml").write_text(
-        TINY.replace(", mixture: {sums: 0.5, more: 0.5}", "").partition("ablate:")[0]
-        + "ablate:\n  - one_at_a_time: {stages.decay.lr.to: [0.5x]}\n"
-    )
-    result = tried(tmp_path / "plain.yaml")
+    result = tried(plain(tmp_path, "stages.decay.lr.to: [0.5x]"))
     assert result.problem is None and result.tasks == []
     assert [(one.stage, one.restored > 0) for one in result.tried] == [("decay", True)]
+
+
+def plain(tmp_path: Path, axis: str) -> Path:
+    (tmp_path / "plain.yaml").write_text(
+        TINY.replace(", mixture: {sums: 0.5, more: 0.5}", "").partition("ablate:")[0]
+        + f"ablate:\n  - one_at_a_time: {{{axis}}}\n"
+    )
+    return tmp_path / "plain.yaml"
+
+
+def test_arms_of_other_batches_are_tried_although_four_batches_are_other_tokens(tmp_path: Path) -> None:
+    result = tried(plain(tmp_path, "stages.decay.batch_tokens: [128]"))
+    assert result.problem is None
+    assert {(one.arm, one.stage) for one in result.tried} >= {("decay.batch_tokens=128", "decay")}
+
+
+def test_what_a_run_would_refuse_to_compare_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unequal-tokens"):
+        tried(plain(tmp_path, "stages.decay.tokens: [3840]"))
 
 
 def test_a_folder_that_something_else_made_is_not_replaced(study: Path) -> None:

@@ -49,7 +49,7 @@ def test_what_is_off_by_default_renames_nothing() -> None:
     ("override", "science"),
     [
         ("label_smoothing=0.1", {"label_smoothing": 0.1}),
-        ("skip_spikes={}", {"skip_spikes": {"window": 128, "sigma": 6.0}}),
+        ("skip_spikes={sigma: 6}", {"skip_spikes": {"window": 128, "sigma": 6.0}}),
         ("skip_spikes={window: 16, sigma: 4}", {"skip_spikes": {"window": 16, "sigma": 4.0}}),
         ("skip_spikes=null", {}),
         ("label_smoothing=0", {}),
@@ -86,6 +86,8 @@ def test_carried_spelt_out_is_the_default(tmp_path: Path) -> None:
     [
         (("stages.decay.optimizer.state=cold",), ["`decay` begins with a cold optimizer at a rate of 0.001"]),
         (("stages.decay.optimizer={name: lion, lr: 1.0e-3}",), ["`decay` begins with a cold optimizer"]),
+        (("stages.decay.optimizer={name: sgd, lr: 1.0e-3}",), []),
+        (("stages.decay.optimizer={name: muon, lr: 1.0e-3}",), ["`decay` begins with a cold optimizer"]),
         (("stages.decay.optimizer.state=cold", "stages.decay.lr={shape: linear, warmup: ~2k, to: 0}"), []),
         (("stages.decay.optimizer.state=cold", "stages.decay.lr={shape: linear, from: 1.0e-4, to: 0}"), []),
         (("train.optimizer.state=cold", "stages.stable.lr={shape: constant}"), ["starts with", "`decay` begins"]),

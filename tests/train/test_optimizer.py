@@ -113,6 +113,29 @@ def test_the_state_comes_back_from_a_file_to_the_bit_and_aligned(name: str, tmp_
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@every_optimizer
+def test_a_parameter_that_never_had_a_gradient_comes_back_without_a_state(
+    name: str,
+) -> None:
+    unused = next(part for part, weight in trained_parameters(build.model()) if "mlp" in part and weight.dim() == 2)
+    model = build.model()
+    optimizer = build_optimizer(model, SCIENCES[name])
+    _with_gradients(model)
+    dict(trained_parameters(model))[unused].grad = None
+    _step(model, optimizer)
+    state = {part: value.clone() for part, value in optimizer_tensors(model, optimizer).items()}
+    assert state and not any(part.endswith(unused) for part in state)
+    again = build.model()
+    again.load_state_dict(model.state_dict())
+    restored = build_optimizer(again, SCIENCES[name])
+    load_optimizer_tensors(again, restored, state)
+    assert optimizer_tensors(again, restored).keys() == state.keys()
+    for its, of in ((again, restored), (model, optimizer)):
+        _with_gradients(its, seed=9)
+        _step(its, of)
+    assert all(torch.equal(value, again.state_dict()[part]) for part, value in model.state_dict().items())
+
+
 def test_a_state_of_another_model_is_refused() -> None:
     model, other = build.model(), build.model(hidden_size=32)
     optimizer = build_optimizer(other, ADAMW)

@@ -69,8 +69,11 @@ def _stepped_down(arm: Arm) -> bool:
     return lr is not None and lr.shape == "multi-step" and lr.factors[-1] < 1
 
 
+FULL_SIZE_AT_FIRST = ("adamw", "muon", "lion")
+
+
 def cold_without_warmup(arm: Arm, path: Path) -> Iterator[Lint]:
-    """Adam's first steps with empty moments are of full size whatever the gradient.
+    """Adam's, Muon's and Lion's first steps with empty moments are of full size whatever the gradient; sgd's are not.
 
     At the start, and wherever a stage empties the optimizer's state or another optimizer takes over.
     """
@@ -78,7 +81,7 @@ def cold_without_warmup(arm: Arm, path: Path) -> Iterator[Lint]:
     cold = begins_cold(stages)
     cold[0] = arm.treatment.base.optimizer == "cold"
     for stage, is_cold in zip(stages, cold, strict=True):
-        if is_cold:
+        if is_cold and stage.optimizer.name in FULL_SIZE_AT_FIRST:
             piece = next(piece for (_, piece), end in zip(path.pieces, path.ends, strict=True) if start < end)
             begins = rate(piece, start, 1)
             warms_up = piece.get("at") == "end" and piece.get("start") == start

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from harness.study.blocks import (
     MAPPING,
@@ -20,6 +20,7 @@ from harness.study.blocks import (
     TokensOrRest,
     WarmupStart,
     choice,
+    said,
 )
 from harness.study.schema.scalars import Fraction01, Fraction01Open, Negative, Positive, Several, Unsigned
 
@@ -112,12 +113,21 @@ class LrSpec(Block):
 class SkipSpikesSpec(Block):
     """Leave out an update whose loss or gradient norm lies far above those of the updates before it."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
     window: Several | None = Field(
         None, description="updates whose losses and gradient norms are kept, at least 2, such as 128 (the default)"
     )
     sigma: Positive | None = Field(
         None, description="standard deviations above the window's mean, a positive number such as 6 (the default)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_something(cls, value: Any) -> Any:
+        if value == {}:  # as the value of an axis it would name its arm after nothing
+            raise said("is empty; expected window and sigma, such as {window: 128, sigma: 6}, or null for none")
+        return value
 
 
 class OptimizerSpec(Block):
