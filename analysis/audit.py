@@ -52,7 +52,8 @@ class TaskSettings:
 
 
 def facts(frame: Frame) -> list[Fact]:
-    """Numerics and code of all attempts on the arms' paths, fields in name order."""
+    """Numerics and code of all attempts on the arms' paths, fields in name order; of merges, which run no model, no
+    numerics."""
     seen: dict[str, dict[str, dict[str, None]]] = {}
     environments = {state: _environments(frame, state) for run in frame.runs for state in run.path}
     for run in frame.runs:
@@ -82,7 +83,10 @@ def _evaluation_numerics(frame: Frame, run: str, label: str) -> dict[str, str]:
 def _environments(frame: Frame, state: str) -> list[dict[str, str]]:
     folder = frame.folder.state(state)
     found = (attempts.read_env(folder, number) for number in folder.attempt_numbers())
-    return [computed_with(environment) for environment in found if environment is not None]
+    flat = [computed_with(environment) for environment in found if environment is not None]
+    if (frame.segments.get(state) or {}).get("kind") != "merge":
+        return flat
+    return [{name: text for name, text in one.items() if not name.startswith("numerics.")} for one in flat]
 
 
 def computed_with(environment: Mapping[str, Any]) -> dict[str, str]:
@@ -143,7 +147,7 @@ def _left_out(frame: Frame, state: str) -> int:
 
 def costs(frame: Frame) -> dict[str, Cost]:
     """By arm: planned tokens and FLOPs of one run, from the plan's segments; of a merge those of all runs that it is
-    made of, each whole."""
+    made of, what they share once."""
     users: dict[str, set[str]] = {}
     for run in frame.runs:
         for state in run.path:
@@ -152,7 +156,7 @@ def costs(frame: Frame) -> dict[str, Cost]:
     for arm in (*frame.compared, *frame.pooled):
         runs = frame.runs_of(arm.name)
         parts = [run for run in frame.runs if runs and run.name in runs[0].made_of] or runs[:1]
-        path = [frame.segments[state] for run in parts for state in run.path]
+        path = [frame.segments[state] for state in dict.fromkeys(state for run in parts for state in run.path)]
         own = [segment for segment in path if users[segment["id"]] == {arm.name}]
         found[arm.name] = Cost(_tokens(path), _tokens(own), _flops(path), _flops(own))
     return found
