@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import statistics
+from analysis import appendix, audit, statistics
 from analysis.caption import caption
 from analysis.claims import answers, claims
 from analysis.compare import compare, compare_text
@@ -23,7 +24,7 @@ from analysis.report import build
 from analysis.tables import build_rows, table_csv
 from harness.store.atomic import read_json, write_json
 from harness.store.layout import Folder
-from tests.analysis.fabricate import EFFECTS, Design, fabricate
+from tests.analysis.fabricate import EFFECTS, END, TRUNK, Design, fabricate
 
 MERGED = ("both", "wsm")
 TRAINED = tuple(arm for arm in EFFECTS if arm != "default")
@@ -42,6 +43,8 @@ def with_merges(root: Path, **options: Any) -> Path:
     for run in plan["runs"]:
         if run["arm"] in MERGED:
             run["made_of"] = [f"{arm}/{run['seed_set']}" for arm in ("default", "math=0.3")]
+            facts = {"made of": ", ".join(run["made_of"]), "coefficients": "1/2, 1/2"}
+            plan["science"][run["name"]]["facts"] = facts
     write_json(folder.plan_json, plan)
     return root
 
@@ -117,6 +120,32 @@ def test_the_report_says_that_a_merged_arm_is_in_no_test(merged: Path) -> None:
         said.replace("`both`, `wsm`", "<code>both</code>, <code>wsm</code>")
         in (merged / "report" / "index.html").read_text()
     )
+
+
+def test_the_appendix_and_the_costs_of_a_merged_arm_are_those_of_its_parts(merged: Path) -> None:
+    frame = read_frame(merged)
+    changed = appendix.differences(frame)["wsm"]
+    assert [(c.field, c.baseline, c.arm) for c in changed] == [
+        ("made of", "—", "default/d1, math=0.3/d1"),
+        ("coefficients", "—", "1/2, 1/2"),
+    ]
+    costs = audit.costs(frame)
+    assert costs["default"].tokens == END
+    assert costs["wsm"].tokens == TRUNK + 2 * (END - TRUNK), "the trunk that both parts share once"
+
+
+def test_numerics_of_a_merge_are_no_fact_of_the_report(merged: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    shutil.copytree(merged, root)
+    plan = read_json(root / "plan.json")
+    state = next(run["path"][-1] for run in plan["runs"] if run["name"] == "wsm/d1")
+    env = root / "states" / state / "attempts" / "0" / "env.json"
+    record = read_json(env)
+    write_json(env, {**record, "numerics": {**record["numerics"], "kernels": "auto"}})
+    assert [fact for fact in audit.facts(read_frame(root)) if fact.name == "numerics.kernels"]
+    next(segment for segment in plan["segments"] if segment["id"] == state)["kind"] = "merge"
+    write_json(root / "plan.json", plan)
+    assert not [fact for fact in audit.facts(read_frame(root)) if fact.name == "numerics.kernels"]
 
 
 def test_compare_gives_a_merged_arm_the_error_of_its_own_seeds(merged: Path) -> None:
