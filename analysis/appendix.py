@@ -18,6 +18,7 @@ from harness.store import states
 from harness.store.markers import Damaged
 
 ABSENT = "—"
+MADE = ("made of", "coefficients")  # the facts of a merged run
 SCHEDULE = re.compile(r"(.+)\.lr\.([^.@]+)@(\d+)")
 HASH = re.compile(r"[0-9a-f]{32,}")
 
@@ -57,7 +58,8 @@ def _value(value: Any) -> str:
 
 
 def differences(frame: Frame) -> dict[str, list[Changed]]:
-    """By arm: every field in which its resolved configuration is not the baseline's, seed for seed."""
+    """By arm: every field in which its resolved configuration is not the baseline's, seed for seed; of a merged arm,
+    which has none of its own, what it is made of."""
     base = _first(frame, frame.compare.baseline)
     if base is None:
         return {}
@@ -72,7 +74,7 @@ def differences(frame: Frame) -> dict[str, list[Changed]]:
         own = configuration(frame, run)
         found[arm.name] = [
             Changed(name, reference.get(name, ABSENT), own.get(name, ABSENT))
-            for name in dict.fromkeys((*reference, *own))
+            for name in (MADE if run.made_of else dict.fromkeys((*reference, *own)))
             if reference.get(name) != own.get(name)
         ]
     return found

@@ -53,7 +53,8 @@ class TaskSettings:
 
 
 def facts(frame: Frame) -> list[Fact]:
-    """Numerics and code of all attempts on the arms' paths, fields in name order."""
+    """Numerics and code of all attempts on the arms' paths, fields in name order; of merges, which run no model, no
+    numerics."""
     seen: dict[str, dict[str, dict[str, None]]] = {}
     paths = dict.fromkeys(state for run in frame.runs for state in run.path)
     environments = {state: _environments(frame, state) for state in paths}
@@ -82,9 +83,18 @@ def _evaluation_numerics(frame: Frame, run: str, label: str) -> dict[str, str]:
 
 
 def _environments(frame: Frame, state: str) -> list[dict[str, str]]:
-    """Of each attempt at a state; how often a kernel was launched is left out, which the length of a row decides."""
+    """Of each attempt at a state; how often a kernel was launched is left out, which the length of a row decides, and
+    of a merge, which runs no model, the numerics."""
+    merged = (frame.segments.get(state) or {}).get("kind") == "merge"
     found = (computed_with(attempt.environment) for attempt in attempts_at(frame.folder.state(state), 0))
-    return [{name: value for name, value in facts.items() if name != "ran.launched"} for facts in found]
+    return [
+        {
+            name: text
+            for name, text in facts.items()
+            if name != "ran.launched" and not (merged and name.startswith("numerics."))
+        }
+        for facts in found
+    ]
 
 
 def computed_with(environment: Mapping[str, Any]) -> dict[str, str]:
@@ -145,7 +155,7 @@ def _left_out(frame: Frame, state: str) -> int:
 
 def costs(frame: Frame) -> dict[str, Cost]:
     """By arm: planned tokens and FLOPs of one run, from the plan's segments; of a merge those of all runs that it is
-    made of, each whole."""
+    made of, what they share once."""
     users: dict[str, set[str]] = {}
     for run in frame.runs:
         for state in run.path:
@@ -154,7 +164,7 @@ def costs(frame: Frame) -> dict[str, Cost]:
     for arm in (*frame.compared, *frame.pooled):
         runs = frame.runs_of(arm.name)
         parts = [run for run in frame.runs if runs and run.name in runs[0].made_of] or runs[:1]
-        path = [frame.segments[state] for run in parts for state in run.path]
+        path = [frame.segments[state] for state in dict.fromkeys(state for run in parts for state in run.path)]
         own = [segment for segment in path if users[segment["id"]] == {arm.name}]
         found[arm.name] = Cost(_tokens(path), _tokens(own), _flops(path), _flops(own))
     return found

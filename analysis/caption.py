@@ -23,6 +23,7 @@ def caption(frame: Frame, comparisons: Comparisons, metrics: Sequence[Metric]) -
         "Means over runs at the end of training; n: runs done of planned.",
         _diverged(frame),
         *(_tested(frame, comparisons) if estimated else [_untested(frame)]),
+        merged_text(frame),
         *_margins(frame, comparisons),
     ]
     if any(_beyond(frame, metric) for metric in metrics):
@@ -76,6 +77,17 @@ def _tested(frame: Frame, comparisons: Comparisons) -> list[str]:
             f"Smallest true difference that would have been seen with a probability of {POWER:.1f}: {seen}."
         )
     return sentences
+
+
+def merged_text(frame: Frame) -> str:
+    """How the merged arms stand beside the tests; empty where there are none. Names in backquotes."""
+    names = [f"`{arm.name}`" for arm in frame.compared if arm.merge is not None]
+    if not names:
+        return ""
+    return (
+        f"Merged of these runs, so in no test and never marked: {', '.join(names)}; their interval is that of their "
+        f"own seeds' differences (t, {LEVEL}) and holds for each alone."
+    )
 
 
 def _df(frame: Frame, comparisons: Comparisons) -> str:

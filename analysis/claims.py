@@ -21,7 +21,7 @@ METHOD = (
 
 
 def claims(frame: Frame, comparisons: Comparisons) -> dict[str, Any]:
-    """`claims.json`: one claim per primary metric and arm, against the baseline."""
+    """`claims.json`: one claim per primary metric and arm, against the baseline; of a merged arm without a verdict."""
     arms, metrics = comparisons.family
     return {
         "schema": SCHEMA,
@@ -92,6 +92,8 @@ def _margin_clauses(metric: Metric, found: Sequence[Retained]) -> list[str]:
 def _claim(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, Any]:
     counts = frame.count(d.arm)
     measured = d.run_se is not None
+    where = "paired differences of its own seeds" if d.merged else "residual of arm + seed, pooled over arms"
+    pooled = measured and not d.merged
     return {
         "metric": d.metric.name,
         "higher_is_better": d.metric.higher_is_better,
@@ -99,6 +101,7 @@ def _claim(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, A
         "arm": d.arm,
         "aliases": list(frame.arm(d.arm).aliases),
         "control": d.arm == frame.compare.control,
+        **({"merge": frame.arm(d.arm).merge, "tested": False} if d.merged else {}),
         "baseline": d.reference,
         "seeds": list(d.seeds),
         "n_seeds": len(d.seeds),
@@ -114,9 +117,9 @@ def _claim(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, A
         "power": POWER,
         "variance": {
             "measured": measured,
-            "where": "residual of arm + seed, pooled over arms" if measured else None,
+            "where": where if measured else None,
             "df": d.df,
-            "residual_sd": significant(comparisons.residual_sd(d.metric.name)) if measured else None,
+            "residual_sd": significant(comparisons.residual_sd(d.metric.name)) if pooled else None,
         },
         "item_se": significant(d.item_se),
         "items": d.items or None,
@@ -132,7 +135,8 @@ def _interval(interval: Interval | None) -> list[float | None] | None:
 def metric_decimals(comparisons: Comparisons, metric: Metric) -> int:
     """Decimals in which a metric is printed everywhere: two digits of the typical error of a difference."""
     found = [d for (_, name), d in comparisons.to_baseline.items() if name == metric.name]
-    errors = [d.run_se for d in found if d.run_se] or [d.item_se for d in found if d.item_se]
+    errors = [d.run_se for d in found if d.run_se and not d.merged]
+    errors = errors or [d.run_se for d in found if d.run_se] or [d.item_se for d in found if d.item_se]
     return decimals_for(min(errors, default=None), metric)
 
 
@@ -164,6 +168,8 @@ def _clauses(frame: Frame, comparisons: Comparisons, metric: Metric) -> list[str
         if d.verdict == "not estimated":
             by_reason.setdefault(d.reason, []).append(f"`{d.arm}`")
     clauses += [f"not estimated ({reason}): {_listed(names)}" for reason, names in by_reason.items()]
+    merged = [f"`{d.arm}`" for d in found if d.merged]
+    clauses += [f"no test (merged of these runs): {_listed(merged)}"] if merged else []
     return _sentence(clauses or ["there is no arm to compare"])
 
 

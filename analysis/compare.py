@@ -24,7 +24,10 @@ MOST_SIGNS = 20  # seeds of which all sign patterns are listed
 
 
 def compare(folder: Path, arm_a: str, arm_b: str) -> dict[str, Any]:
-    """A − B on every metric as one JSON object. Arms go by any of their names. Raises UserError."""
+    """A − B on every metric as one JSON object. Arms go by any of their names. Raises UserError.
+
+    Where one is merged (`merged`), the error is that of these seeds' differences, not the study's pooled one.
+    """
     frame = read_frame(folder)
     a, b = frame.arm(arm_a), frame.arm(arm_b)
     if a == b:
@@ -66,6 +69,7 @@ def _line(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, An
         "a": significant(_mean([a[seed].value for seed in d.seeds]), 9),
         "b": significant(_mean([b[seed].value for seed in d.seeds]), 9),
         "difference": significant(d.estimate),
+        "merged": d.merged,
         "run_se": significant(d.run_se),
         "df": d.df,
         "ci95": None if d.interval is None else [significant(bound) for bound in d.interval],
@@ -152,8 +156,10 @@ def compare_text(found: dict[str, Any]) -> str:
     partial = [line for line in found["metrics"] if line["difference"] is not None]
     if any(abs(line["a"] - line["b"] - line["difference"]) > 1e-4 * abs(line["a"]) for line in partial):
         reasons["runs are missing: A − B is the least-squares difference given the seeds that are there"] = None
+    merged = any(line["merged"] for line in found["metrics"])
+    error = "error of these seeds alone (a merged arm)" if merged else "error pooled over all arms of the study"
     notes = [
-        "interval: paired by seed, error pooled over all arms of the study; p adjusted over these metrics (Holm); "
+        f"interval: paired by seed, {error}; p adjusted over these metrics (Holm); "
         "SE item: paired over items, n of them",
         *reasons,
         *(_margin_note(line) for line in found["metrics"] if line["margin"] is not None),

@@ -1,10 +1,11 @@
 """What each arm did against a reference: paired differences with run-level and item-level errors.
 
-Run-level: least squares of run mean = arm + seed over all arms, the residual pooled (`statistics.fit_additive`).
-Against the baseline a primary metric has an interval adjusted for all arms (Dunnett) and all primary metrics
-(Bonferroni); an arm is better or worse when that interval excludes 0. Other metrics, and differences to the control,
-carry the plain 95 % interval and no verdict. Item-level errors are computed beside it from the same runs' items, never
-mixed in.
+Run-level: least squares of run mean = arm + seed over all trained arms, the residual pooled
+(`statistics.fit_additive`). Against the baseline a primary metric has an interval adjusted for all arms (Dunnett) and
+all primary metrics (Bonferroni); an arm is better or worse when that interval excludes 0. Other metrics, and
+differences to the control, carry the plain 95 % interval and no verdict. A merged arm is a mean of runs that the fit
+has already, so it is in no fit and no test: its error is that of its own seeds' paired differences. Item-level errors
+are computed beside it from the same runs' items, never mixed in.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Difference:
     error is not estimated; `reason` then says why. adjusted, mde, verdict: only against the baseline on a primary
     metric (verdict None otherwise); mde is the difference that the adjusted interval would exclude from 0 with
     probability 0.8. item_se: error of the paired difference over items, from the same runs; None without samples.
+    merged: one of the two is made of others' weights, and the error is that of these seeds' differences alone.
     """
 
     metric: Metric
@@ -55,6 +57,7 @@ class Difference:
     items: int = 0
     runs: tuple[str, ...] = ()
     evaluations: tuple[str, ...] = ()
+    merged: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,12 @@ class Comparisons:
 
     @cached_property
     def fits(self) -> Mapping[str, AdditiveFit | None]:
-        """By metric: the fit over the final states that have a value; None when there is none."""
+        """By metric: the fit over the trained arms' final states that have a value; None when there is none."""
         fits: dict[str, AdditiveFit | None] = {}
         for metric in self.frame.metrics:
             cells = {
                 (arm.name, seed): value.value
-                for arm in self.frame.compared
+                for arm in self.frame.tested
                 for seed, value in self.frame.at_end(arm.name, metric.name).items()
             }
             fits[metric.name] = statistics.fit_additive(cells) if cells else None
@@ -79,8 +82,9 @@ class Comparisons:
 
     @property
     def family(self) -> tuple[int, int]:
-        """How many (arms, primary metrics) the adjusted intervals hold for together: all that were planned."""
-        return len(self.frame.compared) - 1, len(self.frame.compare.primary)
+        """How many (arms, primary metrics) the adjusted intervals hold for together: all that were planned
+        and are trained."""
+        return len(self.frame.tested) - 1, len(self.frame.compare.primary)
 
     @cached_property
     def to_baseline(self) -> Mapping[tuple[str, str], Difference]:
@@ -107,11 +111,11 @@ class Comparisons:
         return math.sqrt(fit.residual_variance) if fit is not None and fit.estimable_error else None
 
     def unvarying(self, metric: str) -> tuple[str, ...]:
-        """Arms whose seeds all gave the same value where other arms' did not: a floor or a ceiling.
+        """Trained arms whose seeds all gave the same value where other arms' did not: a floor or a ceiling.
 
         They add degrees of freedom and no variation, so a pooled error that includes them is too small.
         """
-        values = {arm.name: self.frame.at_end(arm.name, metric) for arm in self.frame.compared}
+        values = {arm.name: self.frame.at_end(arm.name, metric) for arm in self.frame.tested}
         still = [
             name
             for name, by_seed in values.items()
@@ -130,7 +134,8 @@ class Comparisons:
     def difference(self, metric: Metric, arm: str, reference: str) -> Difference:
         """The difference of two arms with all that is known about its error."""
         frame, fit = self.frame, self.fits[metric.name]
-        confirmatory = reference == frame.compare.baseline and metric in frame.primary
+        merged = any(frame.arm(name).merge is not None for name in (arm, reference))
+        confirmatory = reference == frame.compare.baseline and metric in frame.primary and not merged
         ours, theirs = frame.at_end(arm, metric.name), frame.at_end(reference, metric.name)
         seeds = tuple(seed for seed in frame.seeds if seed in ours and seed in theirs)
         runs = tuple(run.name for name in (arm, reference) for run in frame.runs_of(name) if run.seed in seeds)
@@ -140,16 +145,19 @@ class Comparisons:
             arm,
             reference,
             seeds,
-            estimate=fit.contrast(arm, reference) if fit is not None and seeds else None,
+            estimate=fit.contrast(arm, reference) if fit is not None and seeds and not merged else None,
             runs=runs,
             evaluations=tuple(dict.fromkeys(folders)),
             verdict="not estimated" if confirmatory else None,
-            reason=self._why_not(fit, ours, theirs, seeds, arm, reference),
+            reason=self._why_not(fit, ours, theirs, seeds, arm, reference, merged),
+            merged=merged,
         )
+        if merged and seeds:
+            known = _own_error(known, [ours[seed].value - theirs[seed].value for seed in seeds])
         item = item_difference(frame, metric, arm, reference, seeds)
         if item is not None and _says_something(item):
             known = replace(known, item_se=item.se, items=item.n)
-        if known.reason or fit is None or known.estimate is None:
+        if merged or known.reason or fit is None or known.estimate is None:
             return known
         return self._with_run_error(known, fit, confirmatory)
 
@@ -161,6 +169,7 @@ class Comparisons:
         seeds: Sequence[str],
         arm: str,
         reference: str,
+        merged: bool,
     ) -> str:
         """Why there is no run-level error, empty when there is one."""
         for name, values in ((arm, ours), (reference, theirs)):
@@ -171,6 +180,8 @@ class Comparisons:
                 return "no evaluation reports it" if counts["done"] else f"{name} has no result yet"
         if not seeds:
             return f"{arm} and {reference} have no seed in common"
+        if merged:
+            return "one seed" if len(seeds) == 1 else ""
         if fit is None or fit.df == 0:
             return "one seed" if len(self.frame.seeds) == 1 else "no two arms share two seeds yet"
         return "" if fit.estimable_error else "the runs do not vary"
@@ -193,6 +204,19 @@ class Comparisons:
             mde=statistics.minimal_detectable_effect(se, fit.df, critical, POWER),
             verdict=_verdict(low, high, known.metric.higher_is_better),
         )
+
+
+def _own_error(known: Difference, by_seed: Sequence[float]) -> Difference:
+    """The mean of the seeds' differences with s/√n, n − 1 degrees of freedom and the 95 % interval of Student's t."""
+    found = statistics.mean_estimate(by_seed)
+    known = replace(known, estimate=found.value)
+    if found.n < 2:
+        return known
+    if not _says_something(found):
+        return replace(known, reason="the runs do not vary")
+    half = statistics.t_critical(found.n - 1, ALPHA) * found.se
+    interval = (found.value - half, found.value + half)
+    return replace(known, run_se=found.se, df=found.n - 1, interval=interval)
 
 
 def _verdict(low: float, high: float, higher_is_better: bool) -> Verdict:

@@ -148,8 +148,14 @@ class Frame:
 
     @cached_property
     def compared(self) -> tuple[Arm, ...]:
-        """The arms of the tables and fits: all but those that check the study itself and those without replicates."""
+        """The arms of the tables: all but those that check the study itself and those without replicates."""
         return tuple(arm for arm in self.arms if not arm.control and not arm.pooled)
+
+    @cached_property
+    def tested(self) -> tuple[Arm, ...]:
+        """The compared arms that are trained. A merged one is a mean of runs that are there already: it is no further
+        observation, and takes no part in fits and tests."""
+        return tuple(arm for arm in self.compared if arm.merge is None)
 
     @cached_property
     def pooled(self) -> tuple[Arm, ...]:

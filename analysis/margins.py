@@ -2,14 +2,15 @@
 
 Non-inferiority ("general ability is not harmed") needs a margin and a confidence bound, not a p above 0.05. The bound
 is one-sided at 2.5 % (ICH E9, 3.3.2: the bound of a two-sided 95 % interval) and holds for all planned arms
-(one-sided Dunnett) and all declared margins (Bonferroni) together.
+(one-sided Dunnett) and all declared margins (Bonferroni) together. It holds for the trained arms; a merged one is not
+tested, so its margin is not judged here (`ablate compare` gives its bound, for that comparison alone).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from analysis.effects import ALPHA, Comparisons, Difference
 from analysis.metrics import Metric
 
 ONE_SIDED = ALPHA / 2.0
+NOT_TESTED = "merged, no test"
 Kept = Literal["not worse", "worse", "not shown", "not estimated"]
 
 
@@ -59,7 +61,9 @@ def retained(comparisons: Comparisons) -> Mapping[tuple[str, str], Retained]:
 
 
 def _simultaneous(comparisons: Comparisons, d: Difference, margin: float) -> Retained:
-    """Against the baseline, with a bound that holds for all arms and margins."""
+    """Against the baseline, with a bound that holds for all trained arms and margins."""
+    if d.merged:
+        return Retained(replace(d, reason=d.reason or NOT_TESTED), margin, None, None, "not estimated")
     if d.run_se is None or d.df is None:
         return against_margin(d, margin, None)
     level = ONE_SIDED / len(comparisons.frame.compare.not_worse)

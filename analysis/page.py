@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import appendix, audit, compute, figures, normalised, render
+from analysis.caption import merged_text
 from analysis.claims import answers, margin_answers, metric_decimals
 from analysis.continuations import continuations
 from analysis.effects import ALPHA, POWER, Comparisons
@@ -76,9 +77,10 @@ def _tables(frame: Frame, comparisons: Comparisons, rows: Sequence[Row]) -> dict
         "primary_names": frame.compare.primary,
         "shown": shown,
         "variance": {m.name: _variance(comparisons, m, printers[m.name]) for m in frame.metrics},
+        "merged_text": merged_text(frame),
         "unvarying": {m.name: comparisons.unvarying(m.name) for m in frame.metrics},
         "beyond": any(cell.beyond for cells in shown.values() for cell in cells),
-        "unbalanced": len({frozenset(frame.at_end(a.name, m.name)) for a in frame.compared for m in frame.primary}) > 1,
+        "unbalanced": len({frozenset(frame.at_end(a.name, m.name)) for a in frame.tested for m in frame.primary}) > 1,
         "arms": _arm_lines(frame),
         "costed": _costed(comparisons, printers),
         "report_also": {"flops": "FLOPs", "tokens": "tokens"}.get(frame.compare.report_also or "", ""),

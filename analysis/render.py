@@ -15,6 +15,7 @@ from analysis.metrics import Metric, bound, number
 from analysis.tables import Cell, Row, significant
 
 MISSING = "—"
+NO_TEST = "no test"
 WHISKER_WIDTH, WHISKER_HEIGHT = 92, 18
 VERDICT_CLASS = {"better": "better", "worse": "worse", "not distinguishable": "same", "not estimated": "unknown"}
 
@@ -129,7 +130,12 @@ def _sortable(value: float | None) -> str:
 
 
 def _verdict_text(d: Difference | None) -> str:
-    return (d.verdict or "") if d is not None else ""
+    """The verdict; `no test` for a merged arm, which has an interval of its own and none of the study's."""
+    if d is None:
+        return ""
+    if d.merged:
+        return "not estimated" if d.run_se is None else NO_TEST
+    return d.verdict or ""
 
 
 def provenance(cell: Cell) -> str:

@@ -27,8 +27,9 @@ ORDER: tuple[RowKind, ...] = ("base", "branch", "ema", "merge", "baseline", "con
 class Cell:
     """One metric of one row. mean: over the values that there are, None when there is none.
 
-    run_se: the pooled residual SD over √n: what a run varies beyond what its seed does to every arm. item_se: over
-    items, per item averaged over the runs. beyond: items were longer than the model was trained for.
+    run_se: the pooled residual SD over √n: what a run varies beyond what its seed does to every arm; None for a merged
+    arm, which is not in that residual. item_se: over items, per item averaged over the runs. beyond: items were longer
+    than the model was trained for.
     """
 
     values: tuple[tuple[str, Value], ...]
@@ -91,7 +92,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 def _arm_cell(frame: Frame, comparisons: Comparisons, arm: str, metric: Metric) -> Cell:
     by_seed = frame.at_end(arm, metric.name)
     runs = [run for run in frame.runs_of(arm) if run.seed in by_seed]
-    sd = comparisons.residual_sd(metric.name)
+    sd = comparisons.residual_sd(metric.name) if frame.arm(arm).merge is None else None
     return Cell(
         values=tuple((run.name, by_seed[run.seed]) for run in runs),
         mean=_mean([by_seed[run.seed].value for run in runs]),
@@ -151,7 +152,7 @@ def _reference_row(frame: Frame, label: str, runs: Sequence[Run], distinct: Sequ
     arms = tuple(dict.fromkeys(run.arm for run in runs))
     point = distinct[0].point(label)
     assert point is not None
-    everyone = len(arms) == sum(arm.merge is None for arm in frame.compared)
+    everyone = len(arms) == len(frame.tested)
     shown = "all arms" if everyone else ", ".join(arms[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
     tokens = sorted({p.tokens for run in distinct if (p := run.point(label)) is not None})
     at = f"{tokens[0]:,}" if len(tokens) == 1 else f"{tokens[0]:,}–{tokens[-1]:,}"
@@ -270,7 +271,7 @@ def _csv_difference(comparisons: Comparisons, difference: Difference) -> dict[st
         "verdict": difference.verdict or "",
         "reason": difference.reason,
         "mde": significant(difference.mde),
-        "residual_sd": significant(comparisons.residual_sd(difference.metric.name)),
+        "residual_sd": None if difference.merged else significant(comparisons.residual_sd(difference.metric.name)),
         "df": difference.df,
         "item_se_of_difference": significant(difference.item_se),
         "items": difference.items or None,

@@ -60,7 +60,8 @@ def _merge(folder: Folder, order: Order) -> Result:
     from harness.launch import failures
     from harness.train.merge import merge_state
 
-    environment = {"numerics": _numerics(order).record(), "code": dict(order.settings["code"])}
+    made_with = {name: fact for name, fact in _numerics(order).record().items() if name in MERGE_NUMERICS}
+    environment = {"numerics": made_with, "code": dict(order.settings["code"])}
     if merge_state(folder, order.state, environment) == "fenced":
         return Result("failed", failures.FENCED)
     return Result("merged")
@@ -75,6 +76,7 @@ def _evaluate(folder: Folder, order: Order, progress: Progress) -> Result:
     return Result("evaluated")
 
 
+MERGE_NUMERICS = ("device", "threads", "torch")  # a mean runs no model, so it has no kernels and no batch
 NUMERICS = ("device", "threads", "micro_batch", "kernels", "compile", "activation_checkpointing")
 
 

@@ -25,6 +25,7 @@ from harness.plan.canonical import digest
 from harness.store import attempts, checkpoints, evaluations, manifests, states
 from harness.store.layout import Folder
 from harness.store.markers import MARKER, Damaged, read_marked, verify_files
+from harness.store.runs import states_behind
 from harness.study.errors import UserError
 
 
@@ -175,8 +176,18 @@ def _weights(folder: Folder, state: str) -> str | None:
 
 
 def numerics_of(folder: Folder, run: str) -> dict[str, Any]:
-    """The numerics of the run's newest attempt, as settings of an order. Raises UserError when it never ran."""
-    for state in reversed(states_of(folder, run)):
+    """The numerics of the newest attempt at training the run, of a merged run its parts, as settings of an order.
+
+    A merge is made with no kernels at all, so its record says nothing of them. Raises UserError when it never ran.
+    """
+    states_of(folder, run)  # raises, with the nearest name
+    plan = read_plan(folder)
+    planned = next(one for one in plan["runs"] if one["name"] == run)
+    trained = {segment["id"] for segment in plan["segments"] if segment["kind"] == "train"}
+    for name in reversed([*states_behind(plan, planned), *planned["path"]]):
+        if name not in trained:
+            continue
+        state = folder.state(name)
         for number in reversed(state.attempt_numbers()):
             env = attempts.read_env(state, number)
             if env is not None and "numerics" in env:

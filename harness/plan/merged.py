@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,9 @@ class Merged:
             (seeds, parts) for seeds, parts in self._parts(merge) if self._checked(merge, parts)
         ]
         coefficients = self._coefficients(merge, len(made[0][1]))
+        order = sorted(range(len(coefficients)), key=lambda i: made[0][1][i])  # that of the plan: a mean has none
+        coefficients = [coefficients[i] for i in order]
+        made = [(seeds, [parts[i] for i in order]) for seeds, parts in made]
         fingerprint = self._fingerprint(merge, made[0][1], coefficients)
         first = self._first_with.setdefault(fingerprint, merge.name)
         same_as = None if first == merge.name else first
@@ -152,7 +155,6 @@ class Merged:
         return next(name for name in self._runs[index].path if self._segments[name].tokens_to == tokens)
 
 
-def spent(run: PlanRun, runs: Sequence[PlanRun]) -> int:
-    """Tokens that were trained to make a run: of all runs that it is made of, each whole. What they share counts for
-    each, as it would for an arm of its own."""
-    return sum(runs[index].tokens for index in run.made_of) or run.tokens
+def behind(run: PlanRun, runs: Sequence[PlanRun], segments: Mapping[str, Segment]) -> list[Segment]:
+    """What was trained to make a merged run: the paths of all runs that it is made of, whole, what they share once."""
+    return [segments[name] for name in dict.fromkeys(name for index in run.made_of for name in runs[index].path)]

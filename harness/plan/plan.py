@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from harness.plan import cost, reasons, tree
 from harness.plan.canonical import digest
 from harness.plan.fingerprint import LENGTH, base_state
-from harness.plan.lint import Lint, Path, lint
+from harness.plan.lint import Lint, Made, Path, lint
 from harness.plan.lint.context import read_lengths
 from harness.plan.lint.results import lint_results
-from harness.plan.merged import Merged, cuts_of, spent
+from harness.plan.merged import Merged, behind, cuts_of
 from harness.plan.merges import EMA, add_averages
 from harness.plan.observed import NOTHING, Observed, TaskRef
 from harness.plan.records import BASE, END, BaseState, PlanArm, PlanEval, PlanRun, Point
@@ -231,8 +231,8 @@ def build_plan(
         for run in trained
         if run.arm not in study.control_names
     }
-    flops = None if shape is None else _path_flops(runs, shape)
-    made = {run.arm: spent(run, runs) for run in runs if run.made_of}
+    flops = None if shape is None else _path_flops(runs, segments, shape)
+    made = _made(arms, runs, segments)
     found = lint_results(plan, observed, share)
     plan.lint = lint(study, rates, flops, read_lengths(sources, base_manifest), found, made)
     return plan
@@ -379,13 +379,28 @@ def _is_read(study: Study, run: PlanRun) -> bool:
     return first and run.arm not in study.control_names
 
 
-def _path_flops(runs: Sequence[PlanRun], shape: cost.ModelShape) -> dict[str, int]:
+def _made(arms: Sequence[PlanArm], runs: Sequence[PlanRun], segments: Mapping[str, Segment]) -> dict[str, Made]:
+    """What the lint must know of each merged arm."""
+    kinds = {arm.name: arm.merge for arm in arms}
+    found: dict[str, Made] = {}
+    for run in runs:
+        if run.made_of and run.arm not in found:
+            parts = tuple(dict.fromkeys(runs[index].arm for index in run.made_of))
+            tokens = sum(segment.tokens_to - segment.tokens_from for segment in behind(run, runs, segments))
+            found[run.arm] = Made(tokens, parts if kinds[run.arm] != "checkpoints" else ())
+    return found
+
+
+def _path_flops(runs: Sequence[PlanRun], segments: Mapping[str, Segment], shape: cost.ModelShape) -> dict[str, int]:
     """Floating-point operations of each arm's whole path, shared or not; of a merge those of all that it is made of."""
     found: dict[str, int] = {}
     for run in runs:
-        if run.arm not in found:
-            made_of = [runs[index] for index in run.made_of] or [run]
-            found[run.arm] = sum(_flops(one.pieces, 0, one.tokens, shape) for one in made_of)
+        if run.arm in found:
+            continue
+        if run.made_of:
+            found[run.arm] = sum(segment.flops or 0 for segment in behind(run, runs, segments))
+        else:
+            found[run.arm] = _flops(run.pieces, 0, run.tokens, shape)
     return found
 
 

@@ -130,23 +130,33 @@ def _explain_rekeyed(plan: Plan, previous: Mapping[str, Any]) -> None:
     if not isinstance(science_then, dict):
         return
     science_now = science_summary(plan)
+    merged = {run.path[0]: (run,) for run in plan.runs if run.made_of}
     for segment in plan.segments.values():
         if segment.state != "new" or not segment.needed or segment.start_path is not None:
             continue
-        run = plan.runs[segment.run]
-        then, now = science_then.get(run.name), science_now.get(run.name)
-        if not isinstance(then, dict) or now is None or segment.id in then.get("path", ()):
-            continue
-        changed = _first_differences(then["facts"], now["facts"])
-        if changed:
-            segment.state, segment.reason = "re-keyed", "because " + ", ".join(changed)
+        for run in (*merged.get(segment.id, ()), plan.runs[segment.run]):  # of a merge itself first, then of a part
+            then, now = science_then.get(run.name), science_now.get(run.name)
+            if not isinstance(then, dict) or now is None or segment.id in then.get("path", ()):
+                continue
+            before = {name: then["facts"].get(name) for name in now["facts"]} if run.made_of else then["facts"]
+            changed = _first_differences(before, now["facts"])
+            if changed:
+                segment.state, segment.reason = "re-keyed", "because " + ", ".join(changed)
+                break
 
 
 def science_summary(plan: Plan) -> dict[str, Any]:
     """Per run what its fingerprints follow from, flat: kept in plan.json so that the next plan can say what changed."""
     summary: dict[str, Any] = {}
     for run in plan.runs:
-        facts: dict[str, Any] = dict(plan.bases[run.base].science)
+        if run.made_of:  # what its parts are, they say
+            facts: dict[str, Any] = {
+                "made of": ", ".join(plan.runs[index].name for index in run.made_of),
+                "coefficients": ", ".join((plan.segments[run.path[-1]].recipe or {})["coefficients"]),
+            }
+            summary[run.name] = {"path": run.path, "facts": facts}
+            continue
+        facts = dict(plan.bases[run.base].science)
         for piece, data_seed in zip(run.pieces, run.data_seeds, strict=True):
             for name, value in piece.science.items():
                 if name == "lr":
@@ -157,9 +167,6 @@ def science_summary(plan: Plan) -> dict[str, Any]:
                     facts[f"{piece.stage}.{name}"] = value
             facts[f"{piece.stage}.data_seed"] = data_seed
             facts[f"{piece.stage}.end"] = piece.end
-        if run.made_of:
-            facts["made of"] = ", ".join(plan.runs[index].name for index in run.made_of)
-            facts["coefficients"] = ", ".join((plan.segments[run.path[-1]].recipe or {})["coefficients"])
         summary[run.name] = {"path": run.path, "facts": facts}
     return summary
 

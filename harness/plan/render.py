@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from harness.plan.exposure import Views, epochs
 from harness.plan.lint import source_tokens
+from harness.plan.merges import normalised
 
 if TYPE_CHECKING:
     from harness.plan.plan import Plan
     from harness.plan.tree import Segment
+    from harness.study.merges import Merge
 
 MOST_ARMS = 60
 
@@ -78,8 +80,11 @@ def _arms(plan: Plan, width: int) -> str:
     work = _work_by_arm(plan)
     rows = [["arm", "changes", "to train", "why"]]
     for arm in plan.arms[:MOST_ARMS]:
-        levels = arm.changes if arm.merge else plan.study.arm(arm.name).levels
-        changes = ", ".join(f"{path.removeprefix('stages.')}={_flat(level)}" for path, level in levels.items())
+        if arm.merge:
+            changes = _made_of(next(merge for merge in plan.study.merges if merge.name == arm.name), plan)
+        else:
+            levels = plan.study.arm(arm.name).levels
+            changes = ", ".join(f"{path.removeprefix('stages.')}={_flat(level)}" for path, level in levels.items())
         if arm.same_as is not None:
             rows.append([arm.name, changes, "", f"same as {arm.same_as}"])
             continue
@@ -91,6 +96,20 @@ def _arms(plan: Plan, width: int) -> str:
     text = table(rows, right=[len(rows[0]) - 2], width=width)
     rest = len(plan.arms) - MOST_ARMS
     return text + (f"\n… and {rest} more arms (--json has them all)" if rest > 0 else "")
+
+
+def _made_of(merge: Merge, plan: Plan) -> str:
+    """`1/3 math=0.1 + 2/3 math=0.3`, `mean of 3 seeds of default`, `5 checkpoints of no-decay, linear`."""
+    seeds = [seeds.name for seeds in plan.study.seed_sets]
+    if merge.of == "checkpoints":
+        shape = "weighted" if merge.decay is None else merge.decay
+        left = f" to {float(merge.to):g}" if merge.to else ""
+        return f"{merge.over // merge.every + 1} checkpoints of {merge.arms[0]}, {shape}{left}"
+    if merge.of == "seeds" and merge.weights is None:
+        return f"mean of {len(seeds)} seeds of {merge.arms[0]}"
+    parts = merge.arms if merge.of == "arms" else seeds
+    shown = [f"{c} {part}" for c, part in zip(normalised(merge.weights, len(parts)), parts, strict=True)]
+    return " + ".join(shown) + (f" of {merge.arms[0]}" if merge.of == "seeds" else "")
 
 
 def _controls(plan: Plan, width: int) -> str:

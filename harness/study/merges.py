@@ -107,16 +107,16 @@ def cuts(merge: Merge, treatment: Treatment) -> list[int]:
 
 
 def check_contexts(merge: Merge, arms: Mapping[str, Arm]) -> None:
-    """Weights that were trained at other positions are not averaged. Raises Mistake."""
+    """Weights that were trained at other lengths or positions are not averaged here. Raises Mistake."""
     first, *others = _contexts(merge, arms)
     for where, context in others:
         for key in ("length", "rope"):
             if getattr(context, key) != getattr(first[1], key):
+                words = f"were trained at other {'lengths' if key == 'length' else 'positions'} (context.{key})"
                 key_of = "over" if merge.of == "checkpoints" else "arms"
                 raise Mistake(
                     (*merge.place, key_of),
-                    f"{first[0]} and {where} were trained with another context.{key}, and their weights have no mean; "
-                    "expected parts with equal context",
+                    f"{first[0]} and {where} {words}, which is not merged here; expected parts with equal context",
                 )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.compare import compare
 from analysis.frame import read_frame
-from harness.launch import prepare
+from harness.launch import prepare, verify
 from harness.launch.gc import collect, garbage
 from harness.launch.status import status
 from harness.store import plans
@@ -136,6 +136,22 @@ def test_a_diverged_part_is_a_result_for_its_merges_too(tmp_path: Path) -> None:
     items = {item.name: item for item in projection.all}
     assert projection.ended(items["both/d2"]) and projection.diverged(items["both/d2"])
     assert not projection.diverged(items["both/d1"])
+
+
+def test_the_numerics_of_a_merged_run_are_those_that_its_parts_were_trained_with(tmp_path: Path) -> None:
+    report, _ = bring(options(write(tmp_path)))
+    kept = {"device": "cpu", "threads": 1, "micro_batch": 2, "torch": "2"}
+    for name in ("wsm/d1", "trunk/d1", "soup/d1+d2", "more=0.3/d1", "more=0.3/d2"):
+        for state in path_of(report.folder, name):
+            folder = report.folder.state(state)
+            for number in folder.attempt_numbers():
+                env = read_json(folder.attempt(number) / "env.json")
+                kernels = "auto" if name in ("wsm/d1", "soup/d1+d2") else "attention flash, loss liger"
+                write_json(folder.attempt(number) / "env.json", {**env, "numerics": {**kept, "kernels": kernels}})
+    for name in ("wsm/d1", "trunk/d1", "soup/d1+d2"):
+        assert verify.numerics_of(report.folder, name)["kernels"] == {"attention": "flash", "loss": "liger"}
+    with pytest.raises(UserError, match="no run `wsn/d1`"):
+        verify.numerics_of(report.folder, "wsn/d1")
 
 
 def test_a_merge_that_is_killed_is_made_at_the_next_try(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from harness.launch.export import export
 from harness.launch.progress import Silent
 from harness.launch.run import Options, Report, run
 from harness.launch.worker import load_perform
-from harness.store import states
+from harness.store import attempts, states
 from harness.store.atomic import read_json
 from harness.store.layout import Folder
 from tests.launch.test_merged import RUNS, parts_of, path_of, report_of
@@ -111,6 +111,8 @@ def test_merges_are_evaluated_and_reported_as_any_run(brought: Path) -> None:
 def test_a_merged_run_trained_alone_comes_to_the_same_weights(brought: Path, tmp_path: Path) -> None:
     folder = Folder(brought / "results")
     settings = verify.numerics_of(folder, "wsm/d1")
+    env = attempts.read_env(folder.state(path_of(folder, "wsm/d1")[0]), 0)
+    assert env is not None and set(env["numerics"]) == {"device", "threads", "torch"}
     executor = DebugExecutor(load_perform("harness.launch.perform:perform"))
     found = verify.retrain(folder, "wsm/d1", tmp_path / "alone", executor, settings, Silent())
     assert [point.label for point in found] == ["end"] and found[0].equal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 
 from harness.plan.fingerprint import state_at
 from harness.plan.merges import coefficients_of, decay_weights, normalised, weights_of
-from harness.plan.observed import CheckpointSeen, Observed, StateSeen
+from harness.plan.observed import AttemptSeen, CheckpointSeen, Observed, StateSeen
 from harness.plan.plan import Plan, build_plan
+from harness.plan.render import text
 from harness.study import StudyError, load_study
 from harness.study.errors import Mistake
 from harness.study.schema.merge import DECAYS
@@ -220,6 +222,7 @@ def test_a_window_may_begin_in_the_stage_before(tmp_path: Path) -> None:
 def test_what_a_merge_cost_is_compared_with_the_baseline(tmp_path: Path) -> None:
     found = {item.arm: item for item in _plan(tmp_path).lint if item.code == "unequal-tokens"}
     assert set(found) == {"soup", "both"}, "a window of a trunk cost no more than the trunk"
+    assert found["both"].message.startswith("is made of runs that train on 51,200 tokens together"), "one trunk"
     assert found["soup"].message == "is made of runs that train on 81,920 tokens together, default on 40,960"
     assert found["soup"].level == "error"
     allowed = ("compare.allow.soup=[unequal-tokens]", "compare.allow.both=[unequal-tokens]")
@@ -238,3 +241,68 @@ def test_many_seeds_have_a_name_that_a_folder_can_carry(tmp_path: Path) -> None:
     plan = _plan(tmp_path, SOUP, overrides=(f"seeds.data=[{seeds}]",))
     (run,) = [run for run in plan.runs if run.made_of]
     assert run.name == "soup/d1+39" and len(plan.segments[run.path[0]].parents) == 40
+
+
+def test_the_order_in_which_parts_are_written_makes_no_other_mean(tmp_path: Path) -> None:
+    again = "  again: {of: arms, arms: [cosine, default], weights: [3, 1]}\n"
+    other = "  other: {of: arms, arms: [cosine, default], weights: [1, 3]}\n"
+    plan = _plan(tmp_path, ARMS + again + other)
+    assert {arm.name: arm.same_as for arm in plan.arms if arm.merge} == {"both": None, "again": "both", "other": None}
+    alone = _plan(tmp_path, again.replace("again", "both"))
+    paths = [{run.name: run.path for run in one.runs if run.arm == "both"} for one in (plan, alone)]
+    assert paths[0] == paths[1]
+
+
+def test_a_merge_is_rekeyed_by_its_coefficients_and_says_so(tmp_path: Path) -> None:
+    before = _plan(tmp_path)
+    seen = Observed(states={name: StateSeen("trained", weights=name) for name in before.segments})
+    seen = replace(seen, previous=before.record())
+    plan = _plan(tmp_path, ALL.replace("[1, 3]", "[1, 1]").replace("linear", "1-sqrt"), observed=seen)
+    reasons = {run.name: plan.segments[run.path[0]].reason for run in plan.runs if run.made_of}
+    assert reasons["both/d1"] == reasons["both/d2"] == "because coefficients 1/4, 3/4→1/2, 1/2"
+    assert reasons["wsm/d1"].startswith("because coefficients 1/5, 1/…→")
+    assert reasons["soup/d1+d2"] == "done"
+
+
+def test_the_science_of_a_merged_run_is_what_it_is_made_of(tmp_path: Path) -> None:
+    science = _plan(tmp_path).record()["science"]
+    assert science["both/d1"]["facts"] == {"made of": "default/d1, cosine/d1", "coefficients": "1/4, 3/4"}
+
+
+def test_a_merge_of_ends_at_an_open_rate_is_open_and_one_of_checkpoints_is_not(tmp_path: Path) -> None:
+    merge = "  s: {of: seeds, arm: trunk}\n  a: {of: arms, arms: [default, trunk]}\n" + WSM
+    found = {item.arm: item for item in _plan(tmp_path, merge).lint if item.code == "schedule-open"}
+    assert set(found) == {"trunk", "s", "a"}
+    assert found["a"].level == "error"
+    assert found["a"].message.startswith("is made of `trunk`, which ends at a constant rate of 0.001")
+    allowed = _plan(tmp_path, merge, overrides=("compare.allow.a=[schedule-open]",)).lint
+    assert {item.arm for item in allowed if item.code == "schedule-open"} == {"trunk", "s"}
+
+
+def test_a_plan_shows_what_each_merge_is_in_eighty_columns(tmp_path: Path) -> None:
+    weighed = "  w: {of: seeds, arm: cosine, weights: [1, 3]}\n"
+    shown = text(_plan(tmp_path, ALL + weighed), width=80)
+    said = ("mean of 2 seeds of cosine", "1/4 default + 3/4 cosine", "5 checkpoints of trunk, linear")
+    for words in (*said, "1/4 d1 + 3/4 d2 of cosine"):
+        assert words in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_numerics_of_a_merge_are_no_difference_to_those_of_training(tmp_path: Path) -> None:
+    plan = _plan(tmp_path)
+
+    def seen(made_with: dict[str, str]) -> Observed:
+        tried = {
+            "train": AttemptSeen({"device": "cpu", "kernels": "torch"}, None),
+            "merge": AttemptSeen(made_with, None),
+        }
+        return Observed(
+            states={
+                name: StateSeen("trained", weights=name, attempts=(tried[segment.kind],))
+                for name, segment in plan.segments.items()
+            }
+        )
+
+    for made_with in ({"device": "cpu", "kernels": "auto"}, {"device": "cuda"}):
+        found = _plan(tmp_path, observed=seen(made_with)).lint
+        assert not [item for item in found if item.code == "different-numerics"]

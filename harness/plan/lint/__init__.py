@@ -13,20 +13,21 @@ Two walls: `treatments`, `schedules` and `context` read what is declared; `resul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from harness.plan.lint.codes import CODES, OF_RESULTS, OF_TREATMENTS, Lint, check_allowed
 from harness.plan.lint.context import Lengths, context_unused
 from harness.plan.lint.schedules import Path, cold_without_warmup, rewarms_annealed_base, schedule_open
-from harness.plan.lint.treatments import Facts, source_tokens, unequal_flops, unequal_merge
+from harness.plan.lint.treatments import Facts, Made, source_tokens, unequal_flops, unequal_merge
 
 if TYPE_CHECKING:
     from harness.study import Study
 
-__all__ = ["CODES", "OF_RESULTS", "OF_TREATMENTS", "Lengths", "Lint", "Path", "lint", "source_tokens"]
+__all__ = ["CODES", "OF_RESULTS", "OF_TREATMENTS", "Lengths", "Lint", "Made", "Path", "lint", "source_tokens"]
 
-NONE: Mapping[str, int] = MappingProxyType({})
+NONE: Mapping[str, Made] = MappingProxyType({})
 NO_CONTROL = (
     "no `compare.control`: an anneal on the plain pre-training mixture alone moves averages by points "
     "(+4.4 in OLMo 2, 2501.00656), so without an arm that spends the same budget on it, "
@@ -40,13 +41,13 @@ def lint(
     flops: Mapping[str, int] | None = None,
     lengths: Lengths | None = None,
     of_results: Sequence[Lint] = (),
-    merged: Mapping[str, int] = NONE,
+    merged: Mapping[str, Made] = NONE,
 ) -> list[Lint]:
     """Findings against the study's baseline, allowed ones left out.
 
     paths: the schedule of each arm that is trained, by name. flops: of the path of each of them; None while the model
     is not known. lengths: of the sources' documents, as far as they are known. of_results: what `results` has found.
-    merged: arms that are made of others' weights, and the tokens that were trained to make a run of each.
+    merged: what each arm is made of that is made of others' weights.
     Raises Mistake for an `allow` that names no code.
     """
     compare = study.spec.compare
@@ -67,8 +68,13 @@ def lint(
             found += rewarms_annealed_base(arm, paths[arm.name])
         if lengths is not None:
             found += context_unused(arm, baseline, lengths)
-    for name, tokens in merged.items():
-        found += unequal_merge(name, tokens, baseline, compare.equal)
+    for name, made in merged.items():
+        found += unequal_merge(name, made.tokens, baseline, compare.equal)
+        found += [
+            replace(item, arm=name, message=f"is made of `{part}`, which {item.message}")
+            for part in made.ends
+            for item in schedule_open(study.arm(part), paths[part])
+        ]
         if compare.equal == "flops" and flops is not None:
             found += unequal_flops(name, flops[name], baseline.name, flops.get(baseline.name))
     if compare.control is None:

@@ -6,7 +6,7 @@ none (an A/A arm), against all of the baseline's. Values are compared as sets ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from harness.plan.fingerprint import state_at
@@ -30,7 +30,8 @@ def lint_results(plan: Plan, observed: Observed, share: bool = True) -> list[Lin
     of_weights: dict[str, list[EvaluationSeen]] = {}
     for result in observed.results:
         of_weights.setdefault(result.weights, []).append(result)
-    paths = {run.name: _of_path(plan.states_of(run), observed) for run in plan.runs}
+    merges = {segment.id for segment in plan.segments.values() if segment.kind == "merge"}
+    paths = {run.name: _of_path(plan.states_of(run), merges, observed) for run in plan.runs}
     scores = {run.name: _of_results(run, observed, of_weights, current) for run in plan.runs}
     for arm, own, reference in _pairs(plan):
         found += _against(arm, own, reference, paths, scores)
@@ -56,15 +57,18 @@ def _pairs(plan: Plan) -> Iterator[tuple[str, list[str], list[str]]]:
             yield arm, [own[seeds]], [reference[seeds]]
 
 
-def _of_path(path: list[str], observed: Observed) -> Values:
-    """Numerics, code and tokenizer of the states of a run, flat, as far as they are done."""
+def _of_path(path: list[str], merges: Collection[str], observed: Observed) -> Values:
+    """Numerics, code and tokenizer of the states of a run, flat, as far as they are done.
+
+    merges: states that no model was run for; their numerics say nothing beside those of training.
+    """
     values: Values = {}
     for state in path:
         seen = observed.states.get(state)
         if seen is None or seen.outcome not in ("trained", "diverged"):
             continue
         for attempt in seen.attempts:
-            for name, value in attempt.numerics.items():
+            for name, value in attempt.numerics.items() if state not in merges else ():
                 values.setdefault(f"numerics.{name}", set()).add(value)
             if attempt.code is not None:
                 values.setdefault("code", set()).add(attempt.code[:12])

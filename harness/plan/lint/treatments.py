@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -152,8 +152,21 @@ def _covered(path: str, declared: Iterable[str]) -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A merged arm. tokens: trained to make a run of it, what its parts share counted once.
+
+    ends: the arms whose ends are merged, whose schedules must therefore be closed; none for checkpoints of a path at a
+    constant rate, where the mean is the decay.
+    """
+
+    tokens: int
+    ends: tuple[str, ...]
+
+
 def unequal_merge(name: str, tokens: int, baseline: Arm, equal: str) -> Iterator[Lint]:
-    """What a merged run cost to make: the paths of all runs that it is made of, whole, against the baseline's one."""
+    """What a merged run cost to make: the paths of all runs that it is made of, whole and what they share once, against
+    the baseline's one."""
     reference = baseline.treatment.tokens
     if equal == "tokens" and tokens != reference:
         message = f"is made of runs that train on {tokens:,} tokens together, {baseline.name} on {reference:,}"
