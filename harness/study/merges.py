@@ -1,7 +1,7 @@
 """Merges as declared: arms that are made of others' weights and trained nowhere.
 
     seeds        one model of all runs of an arm: no replicates, so a row without tests
-    arms         of several arms, seed by seed: a run per seed set, like any arm
+    arms         of several arms, seed by seed: a run per seed set, but no test of its own
     checkpoints  of an arm's path at a constant rate, seed by seed: the last `over` tokens every `every` (WSM)
 
 Everything that is not used is refused: a merge that ignores a key would be another one than was meant.

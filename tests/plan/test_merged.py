@@ -260,7 +260,7 @@ def test_a_merge_is_rekeyed_by_its_coefficients_and_says_so(tmp_path: Path) -> N
     plan = _plan(tmp_path, ALL.replace("[1, 3]", "[1, 1]").replace("linear", "1-sqrt"), observed=seen)
     reasons = {run.name: plan.segments[run.path[0]].reason for run in plan.runs if run.made_of}
     assert reasons["both/d1"] == reasons["both/d2"] == "because coefficients 1/4, 3/4→1/2, 1/2"
-    assert reasons["wsm/d1"].startswith("because coefficients 1/5, 1/…→")
+    assert reasons["wsm/d1"].startswith("because coefficients 1/5, 1/5, 1/5, 1/5, 1/5→")
     assert reasons["soup/d1+d2"] == "done"
 
 
