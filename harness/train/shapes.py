@@ -33,7 +33,7 @@ def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, voca
 
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {
-    "10M": _llama(256, 688, 6, 4, 2, 16384, rope_theta=1e4),
+    "10M": _llama(256, 688, 8, 4, 2, 16384, rope_theta=1e4),
     "SmolLM2-135M": _llama(576, 1536, 30, 9, 3, 49152, rope_theta=1e5),
     "SmolLM2-360M": _llama(960, 2560, 32, 15, 5, 49152, rope_theta=1e5),
     "Qwen3-0.6B": {**_llama(1024, 3072, 28, 16, 8, 151936, head_dim=128, rope_theta=1e6), "model_type": "qwen3"},
