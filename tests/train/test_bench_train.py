@@ -80,7 +80,7 @@ def test_fit_prints_a_block_that_a_study_takes(stub: list[Setting]) -> None:
 
 def test_rounds_alternate_and_figures_are_of_all_of_them(stub: list[Setting]) -> None:
     found = bench.bench_train(
-        Setting(**{**vars_of(TINY), "micro_batch": 128}),
+        replace(TINY, micro_batch=128),
         ["torch", "chunked"],
         2,
         Beside(trainer=True),
@@ -104,9 +104,7 @@ def test_mfu_is_none_where_it_would_be_wrong(stub: list[Setting]) -> None:
 
 
 def test_a_bench_takes_the_place_of_the_same_one_before(stub: list[Setting], tmp_path: Path) -> None:
-    found = bench.bench_train(
-        Setting(**{**vars_of(TINY), "micro_batch": 128}), ["torch"], 1, Beside(), lambda line: None
-    )
+    found = bench.bench_train(replace(TINY, micro_batch=128), ["torch"], 1, Beside(), lambda line: None)
     path = save(found, tmp_path)
     save({**found, "rounds": 5}, tmp_path)
     save({**found, "model": "another"}, tmp_path)
