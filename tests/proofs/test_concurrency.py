@@ -42,7 +42,7 @@ from harness.store.layout import Folder, StateFolder
 from tests.proofs.ablate import ablate, command, disagreements, environment, events, final_weights, updates
 from tests.proofs.small import write_small
 
-LONG = 409_600  # tokens of the first stage: some seconds, in which every test finds it in the middle
+LONG = 204_800  # tokens of the first stage: some seconds, in which every test finds it in the middle
 LEASE = 3
 
 
