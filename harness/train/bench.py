@@ -26,6 +26,7 @@ from harness.plan.cost import ModelShape
 from harness.store.attempts import begin
 from harness.store.layout import StateFolder
 from harness.train.loop import Loop
+from harness.train.measure import ADAMW, RATE, random_documents
 from harness.train.model import build_model, config_from_fields, shape_of
 from harness.train.numerics import Numerics, Precision, set_threads
 from harness.train.optimizer import build_optimizer
@@ -42,9 +43,6 @@ MODEL = {
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-ADAMW = {"name": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
-RATE = 1e-3
-EOS = 0
 STEPS_PER_TURN = 4
 
 
@@ -175,7 +173,7 @@ def _ours(
         "precision": precision,
     }
     pieces = [{"start": 0, "end": rows * length * 1_000_000, "stage": "bench", "science": science}]
-    sources = {name: TokenSource(name, *_documents(fields["vocab_size"], seed)) for seed, name in enumerate("ab")}
+    sources = {name: TokenSource(name, *random_documents(fields["vocab_size"], seed)) for seed, name in enumerate("ab")}
     config = config_from_fields(fields)
     model = build_model(config, 1).to(numerics.device)
     loop = Loop(model, build_optimizer(model, ADAMW), Loader(pieces, sources), pieces, numerics)
@@ -187,15 +185,5 @@ def _bare(
     fields: Mapping[str, Any], rows: int, length: int, documents: str, precision: str, numerics: Numerics
 ) -> Iterator[float]:
     model = build_model(config_from_fields(fields), 1).to(numerics.device)
-    tokens = torch.from_numpy(_documents(fields["vocab_size"], 0)[0].astype(np.int64))
+    tokens = torch.from_numpy(random_documents(fields["vocab_size"], 0)[0].astype(np.int64))
     return bare_loop(model, tokens, rows, length, documents == "masked", precision == "bf16-mixed")
-
-
-def _documents(vocabulary: int, seed: int, count: int = 2000) -> tuple[np.ndarray, np.ndarray]:
-    """Random documents of 20 to 400 tokens, each ending with token 0, and where they begin."""
-    draw = np.random.default_rng(seed)
-    lengths = draw.integers(20, 400, size=count)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    tokens = draw.integers(1, vocabulary, size=int(offsets[-1])).astype("<u4")
-    tokens[offsets[1:] - 1] = EOS
-    return tokens, offsets

@@ -165,13 +165,14 @@ def token_sources(setting: Setting, vocabulary: int) -> dict[str, TokenSource]:
     """Random documents, enough of them that none is seen twice in a short bench."""
     wanted = setting.batch * (setting.updates + setting.warmup) * 2
     names = pieces(setting)[0]["science"]["sources"]
-    return {name: TokenSource(name, *random_documents(vocabulary, seed, wanted)) for seed, name in enumerate(names)}
+    count = max(2000, wanted // 210 + 1)
+    return {name: TokenSource(name, *random_documents(vocabulary, seed, count)) for seed, name in enumerate(names)}
 
 
-def random_documents(vocabulary: int, seed: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def random_documents(vocabulary: int, seed: int, count: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     """Documents of 20 to 400 random tokens, each ending with token 0, and where they begin."""
     draw = np.random.default_rng(seed)
-    lengths = draw.integers(20, 400, size=max(2000, tokens // 210 + 1))
+    lengths = draw.integers(20, 400, size=count)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = draw.integers(1, vocabulary, size=int(offsets[-1])).astype("<u4")
     ids[offsets[1:] - 1] = EOS

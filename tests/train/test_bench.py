@@ -25,7 +25,7 @@ SMALL = {**bench.MODEL, "hidden_size": 16, "intermediate_size": 32, "vocab_size"
 @pytest.mark.parametrize("documents", ["masked", "joined"])
 def test_both_loops_train_the_same_model_on_the_same_tokens_to_the_same_loss(documents: str, tmp_path: Path) -> None:
     """One long stream of documents cut into rows: over its first batches both see the same positions and labels."""
-    tokens, offsets = bench._documents(64, 0, count=1)
+    tokens, offsets = bench.random_documents(64, 0, count=1)
     tokens, offsets = tokens.repeat(8), offsets * 8  # one document without an end inside the first batches
     rows, length = 2, 8
     fields = {"length": length, "documents": documents}
