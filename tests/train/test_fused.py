@@ -67,7 +67,8 @@ def test_updates_with_the_chunked_loss_are_those_with_logits_to_rounding(family:
     def trained(loss: Any) -> list[Any]:
         model = build.model(family)
         numerics = replace(build.NUMERICS, kernels=Kernels(fused_linear_cross_entropy=loss))
-        loop = build.loop([build.piece(0, 8 * build.BATCH, optimizer={"z_loss": 1e-3})], numerics, model)
+        # At a larger rate a small OLMo 2 is chaotic: rounding grows a hundredfold in a few updates.
+        loop = build.loop([build.piece(0, 8 * build.BATCH, lr=1e-3, optimizer={"z_loss": 1e-3})], numerics, model)
         for _ in range(8):
             loop.update()
         return loop.look()

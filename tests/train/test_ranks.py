@@ -26,6 +26,7 @@ from tests.train import build
 from tests.train.build import BATCH, LENGTH, StudyFolder, piece
 from tests.train.groups import (
     END,
+    RATE,
     ROWS,
     STEPS,
     Group,
@@ -63,7 +64,7 @@ def test_four_ranks_train_as_one_process_does(alone: tuple[StudyFolder, str], tm
 
 def test_every_rank_cuts_its_part_into_micro_batches(tmp_path: Path) -> None:
     """Of three rows: they do not divide a part of four, and would reach into the next rank's rows."""
-    pieces = [piece(0, 2 * END, batch_tokens=2 * BATCH)]
+    pieces = [piece(0, 2 * END, batch_tokens=2 * BATCH, lr=RATE)]
     found = []
     for world in (1, 2):
         study = StudyFolder(tmp_path / str(world))

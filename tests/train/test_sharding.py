@@ -36,6 +36,7 @@ from tests.train import build
 from tests.train.build import BATCH, LENGTH, StudyFolder, piece
 from tests.train.groups import (
     END,
+    RATE,
     STEPS,
     Group,
     Prepare,
@@ -249,7 +250,7 @@ def test_gradients_of_micro_batches_are_reduced_once_an_update(tmp_path: Path) -
     found = []
     for world, strategy in ((1, "auto"), (2, "fsdp")):
         study = StudyFolder(tmp_path / str(world))
-        (name,) = study.declare([piece(0, END)], [END])
+        (name,) = study.declare([piece(0, END, lr=RATE)], [END])
         Group(study, name, world, prepare, numerics=numerics, strategy=strategy).wait()
         found.append((study, name))
     assert_close(found[1], found[0])
