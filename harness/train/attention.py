@@ -13,7 +13,7 @@ functions of our own are registered with transformers under names of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -166,6 +166,12 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
     return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
 
 
+def _by_length(of_row: tuple[Tensor, ...], documents: list[tuple[int, int]]) -> Iterator[tuple[Tensor, ...]]:
+    """Queries, keys and values of each document of a row."""
+    lengths = [end - start for start, end in documents]
+    return zip(*(part.split(lengths, dim=2) for part in of_row), strict=True)
+
+
 @torch.compiler.disable  # a compiler would make a program for every way in which documents can lie
 def by_document(
     module: nn.Module,
@@ -181,15 +187,11 @@ def by_document(
     rows = _Documents.now
     if len(rows) != query.shape[0] or any(documents[-1][1] != query.shape[2] for documents in rows):
         raise RuntimeError("attention was called for other rows than those whose documents are known")
+    # Split, not sliced: the gradient of slices is a sum of tensors that are zero outside of their slice.
+    parts = [part.split(1) for part in (query, key, value)]
     attended = [
-        torch.cat(
-            [
-                _attend(*(part[row : row + 1, :, start:end] for part in (query, key, value)), scaling)  # type: ignore[misc]
-                for start, end in documents
-            ],
-            dim=2,
-        )
-        for row, documents in enumerate(rows)
+        torch.cat([_attend(*of_document, scaling) for of_document in _by_length(of_row, documents)], dim=2)
+        for of_row, documents in zip(zip(*parts, strict=True), rows, strict=True)
     ]
     return torch.cat(attended).transpose(1, 2).contiguous(), None
 
