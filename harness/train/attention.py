@@ -30,6 +30,7 @@ from harness.train.packing import document_mask, single_mask_serves
 
 # Above it a call for each document costs less than attending to everything and masking most of it.
 DENSE_LIMIT = 512
+FLEX_LEAST_WIDTH = 16  # of a head, below which FlexAttention has no kernel
 LIBRARY_LIMIT = 4096  # the longest row for which transformers may build a mask of its square
 
 Kind = Literal["joined", "dense", "by-document", "flex", "library"]
@@ -42,7 +43,7 @@ FLEX_IN_WINDOWS = "ablate_flex_in_windows"
 
 def choose(model: PreTrainedModel, context: Mapping[str, Any], device: str) -> Kind:
     """How rows of a stage's `context` are attended to on a device. Raises UserError where nothing can do it."""
-    same_for_all, flex = single_mask_serves(model.config), bool(getattr(model, "_supports_flex_attn", False))
+    same_for_all, flex = single_mask_serves(model.config), _flex_serves(model)
     length, joined = context["length"], context["documents"] == "joined"
     if same_for_all:
         if joined:
@@ -59,6 +60,12 @@ def choose(model: PreTrainedModel, context: Mapping[str, Any], device: str) -> K
             "GPU and a model that FlexAttention serves, or shorter rows."
         )
     return "joined" if joined else "library"
+
+
+def _flex_serves(model: PreTrainedModel) -> bool:
+    text = model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return bool(getattr(model, "_supports_flex_attn", False)) and width >= FLEX_LEAST_WIDTH
 
 
 class Attention:
@@ -163,6 +170,11 @@ def causal(
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.is_cuda and query.dtype == torch.float32 and not torch.is_autocast_enabled("cuda"):
+        # In fp32 the kernels that do without a matrix of the row's square know no groups of heads.
+        copies = query.shape[1] // key.shape[1]
+        key, value = (part.repeat_interleave(copies, dim=1) for part in (key, value))
+        grouped = False
     return functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from harness.train.attention import Attention, to_device
-from harness.train.fused import chunked_losses, liger_losses
+from harness.train.fused import fused_losses
 from harness.train.kernels import output_head
 from harness.train.loss import LossTerms, token_losses, token_losses_and_squares
 from harness.train.numerics import Numerics, Precision, attention_dtype
@@ -72,9 +72,8 @@ class Forward(nn.Module):
             logits = self.logits(micro.input_ids, micro.position_ids)
             return self._from_logits(logits, micro, terms, labels)
         hidden = self.hidden(micro.input_ids, micro.position_ids).to(self._dtype)
-        if self._loss == "liger":
-            return self._by_liger(hidden, micro, terms, labels)
-        objective, losses, squares = chunked_losses(hidden, output_head(self.model), micro.labels, terms, labels)
+        head = output_head(self.model)
+        objective, losses, squares = fused_losses(self._loss, hidden, head, micro.labels, terms, labels)
         z_loss = squares.sum() * (terms.z_loss / labels)
         return Losses(objective, self._by_source(losses.sum(dim=1), micro.source), z_loss)
 
@@ -90,15 +89,6 @@ class Forward(nn.Module):
         if terms.z_loss:
             objective = objective + z_loss
         return Losses(objective, self._by_source(of_rows.detach(), micro.source), z_loss.detach())
-
-    def _by_liger(self, hidden: Tensor, micro: MicroBatch, terms: LossTerms, labels: int) -> Losses:
-        present = np.unique(micro.source)
-        groups = [self.put(np.flatnonzero(micro.source == source)) for source in present]
-        found = liger_losses(hidden, output_head(self.model), micro.labels, groups, terms, labels)
-        sums = torch.zeros(self._sources, device=hidden.device)
-        for source, summed in zip(present.tolist(), found.sums, strict=True):
-            sums[source] = summed
-        return Losses(found.objective, sums, found.z_loss)
 
     def logits(self, input_ids: Tensor, position_ids: np.ndarray) -> Tensor:
         """[rows, length, vocabulary], in the type of the matrix products."""

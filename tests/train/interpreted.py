@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.train.fused import liger_losses
+from harness.train.fused import fused_losses
 from harness.train.kernels import resolve
 from harness.train.loss import LossTerms
 from tests.train import build
@@ -23,26 +23,25 @@ TERMS = {
     "z-loss": LossTerms(z_loss=1e-2),
     "smoothed": LossTerms(label_smoothing=0.1),
     "both": LossTerms(1e-2, 0.1),
-    "two sources": LossTerms(z_loss=1e-2),
 }
 ROWS, LENGTH, WIDTH, VOCABULARY = 4, 4, 16, 96
 
 
-def losses(precision: str, terms: LossTerms, sources: int) -> list[tuple[Any, Any]]:
-    """(ours, torch's) of the objective, the sums by source and the gradients of hidden states, weight and bias."""
+def losses(precision: str, terms: LossTerms) -> list[tuple[Any, Any]]:
+    """(ours, torch's) of the objective, losses and squares of labels, gradients of hidden states, weight and bias."""
     draw = torch.Generator().manual_seed(1)
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     hidden = torch.randn(ROWS, LENGTH, WIDTH, generator=draw).to(dtype).requires_grad_()
     head = nn.Linear(WIDTH, VOCABULARY)
     labels = torch.randint(0, VOCABULARY, (ROWS, LENGTH), generator=draw)
     labels[0, 3] = labels[2, 1] = -100
-    groups = [torch.arange(ROWS)[source::sources] for source in range(sources)]
     count = int((labels != -100).sum())
-    found = liger_losses(hidden, head, labels, groups, terms, count)
-    found.objective.backward()
+    objective, of_labels, squares = fused_losses("liger", hidden, head, labels, terms, count)
+    objective.backward()
     ours = [
-        found.objective.detach(),
-        *(summed / count for summed in found.sums),
+        objective.detach(),
+        of_labels,
+        squares,
         hidden.grad,
         head.weight.grad,
         head.bias.grad,
@@ -54,11 +53,11 @@ def losses(precision: str, terms: LossTerms, sources: int) -> list[tuple[Any, An
     each = functional.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=terms.label_smoothing
     ).view(labels.shape)
-    squares = torch.logsumexp(logits, -1).square() * (labels != -100)
-    objective = (each.sum() + terms.z_loss * squares.sum()) / count
+    normalizers = torch.logsumexp(logits, -1).square() * (labels != -100)
+    objective = (each.sum() + terms.z_loss * normalizers.sum()) / count
     objective.backward()
-    sums = [each.detach()[rows].sum() / count for rows in groups]
-    theirs = [objective.detach(), *sums, plain.grad, weight.grad, bias.grad]
+    known = normalizers.detach() if terms.z_loss else torch.zeros_like(labels, dtype=torch.float32)
+    theirs = [objective.detach(), each.detach(), known, plain.grad, weight.grad, bias.grad]
     return [(one.float().tolist(), other.tolist()) for one, other in zip(ours, theirs, strict=True)]
 
 
@@ -87,7 +86,7 @@ def updates(loss: str) -> tuple[list[dict[str, Any]], int]:
 
 def main() -> None:
     found = {
-        f"{precision} {name}": losses(precision, terms, 2 if name == "two sources" else 1)
+        f"{precision} {name}": losses(precision, terms)
         for precision in ("fp32", "bf16")
         for name, terms in TERMS.items()
     }

@@ -31,6 +31,7 @@ FIELDS = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 64,
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness.train import fused
-from harness.train.fused import chunked_losses
+from harness.train.fused import fused_losses
 from harness.train.kernels import Kernels
 from harness.train.loss import LossTerms, token_losses_and_squares
 from tests.train import build
@@ -43,7 +43,7 @@ def test_chunks_have_the_losses_and_gradients_of_whole_logits(
 ) -> None:
     hidden, head, labels = _inputs(dtype, bias)
     count = int((labels != -100).sum())
-    objective, losses, squares = chunked_losses(hidden, head, labels, terms, count)
+    objective, losses, squares = fused_losses("chunked", hidden, head, labels, terms, count)
     (3.0 * objective).backward()  # whoever scales the objective scales its gradients
     ours = [hidden.grad, head.weight.grad, *([head.bias.grad] if bias else [])]
 
