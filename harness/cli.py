@@ -283,6 +283,12 @@ def _speed_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (auto)")
     made.add_argument("--threads", type=_positive, default=1, metavar="N", help="of this process (1)")
     made.add_argument("--updates", type=_positive, default=8, metavar="N", help="timed in each round (8)")
+    made.add_argument(
+        "--activation-checkpointing", choices=("off", "selective", "full"), default="off", help="computed again (off)"
+    )
+    made.add_argument(
+        "--nondeterministic", action="store_true", help="without the equal bits that training always has: their price"
+    )
 
 
 def _doctor(verbs: Any) -> None:

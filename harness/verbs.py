@@ -317,7 +317,7 @@ def _speed_setting(options: argparse.Namespace) -> Setting:
     from harness.train.numerics import Numerics
 
     device = Numerics.resolve(options.device).device
-    rows = 4 if device == "cpu" else max(4, (1 << 15) // options.context)
+    rows = 4 if device == "cpu" else max(1, (1 << 15) // options.context)
     setting = Setting(
         model=options.model,
         context=options.context,
@@ -328,6 +328,8 @@ def _speed_setting(options: argparse.Namespace) -> Setting:
         device=device,
         threads=options.threads,
         updates=options.updates,
+        activation_checkpointing=options.activation_checkpointing,
+        deterministic=not options.nondeterministic,
     )
     if setting.batch % setting.context:
         raise CallError(f"`--batch {setting.batch}` is no whole number of rows of {setting.context} tokens.")

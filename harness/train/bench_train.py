@@ -47,6 +47,7 @@ PEAKS: Sequence[tuple[str, float]] = (
     ("H100", 989e12),
     ("A100", 312e12),
 )
+AT_ITS_BEST = " at its best"
 UPDATES_TO_FIT = 4  # enough to tell sizes apart
 Note = Callable[[str], None]
 
@@ -84,15 +85,12 @@ def bench_train(base: Setting, names: Sequence[str], rounds: int, beside: Beside
     names: of VARIANTS, empty for those that run here. Raises UserError for a name that cannot run here.
     """
     variants, left_out = _variants(base, names)
-    fitted = {name: fit(replace(base, **VARIANTS[name]), note)[1] for name in variants} if beside.best else {}
-    equal = base.micro_batch or min((found.micro_batch or base.batch for found in fitted.values()), default=base.batch)
-    settings = {name: replace(base, micro_batch=equal, **VARIANTS[name]) for name in variants}
-    settings |= {f"{name} at its best": setting for name, setting in fitted.items()}
-    if beside.by_source:
-        settings |= {f"{name}, 2 sources": replace(settings[name], sources=2) for name in variants}
-    if beside.trainer:
-        settings["Trainer"] = replace(base, micro_batch=equal, kernels="torch", trainer=True)
-    measured = _in_rounds(settings, rounds, note)
+    fitted = {}
+    if beside.best:
+        fitted = {name: setting for name, (_, setting) in _fitted(base, variants, left_out, note).items()}
+    variants = [name for name in variants if name in fitted or not beside.best]
+    settings = _settings(_equal(base, fitted), variants, fitted, beside)
+    measured = _in_rounds(settings, rounds, left_out, note)
     ours = next(iter(measured.values()))["numerics"]
     config = shape_config(base.model, base.context)
     shape, peak = _shape(config), _peak(ours["processor"])
@@ -106,7 +104,7 @@ def bench_train(base: Setting, names: Sequence[str], rounds: int, beside: Beside
         "rounds": rounds,
         "formulas": FORMULAS,
         "peak_flops": peak,
-        "equal_micro_batch": equal,
+        "equal_micro_batch": settings[variants[0]].micro_batch,
         "rows": [
             asdict(_figures(name, settings[name], one, shape, peak))
             for name, one in measured.items()
@@ -114,9 +112,48 @@ def bench_train(base: Setting, names: Sequence[str], rounds: int, beside: Beside
         ],
         "left_out": left_out,
     }
-    if beside.trainer:
+    if "Trainer" in measured:
         found["trainer"] = _against_the_peer(measured, shape)
     return found
+
+
+def _fitted(
+    base: Setting, variants: Sequence[str], left_out: dict[str, str], note: Note
+) -> dict[str, tuple[float, Setting]]:
+    """Each variant at its own best, with its tokens/s; what fails is left out. Raises UserError when all do."""
+    fitted = {}
+    for name in variants:
+        note(name)
+        try:
+            fitted[name] = fit(replace(base, **VARIANTS[name]), note)
+        except UserError as error:
+            left_out[name] = str(error)
+            note(f"{name}: {error}")
+    if not fitted:
+        raise UserError("nothing could be measured. " + " ".join(f"{name}: {why}" for name, why in left_out.items()))
+    return fitted
+
+
+def _equal(base: Setting, fitted: Mapping[str, Setting]) -> Setting:
+    """`base` as every variant can run it: the smallest micro-batch that was chosen, and what had to be recomputed."""
+    sizes = [base.micro_batch] if base.micro_batch else [one.micro_batch or base.batch for one in fitted.values()]
+    recomputed = {base.activation_checkpointing, *(one.activation_checkpointing for one in fitted.values())}
+    # Not every variant takes `selective`; where one needs anything, `full` serves all.
+    most = recomputed.pop() if len(recomputed) == 1 else "full"
+    return replace(base, micro_batch=min(sizes, default=base.batch), activation_checkpointing=most)
+
+
+def _settings(
+    equal: Setting, variants: Sequence[str], fitted: Mapping[str, Setting], beside: Beside
+) -> dict[str, Setting]:
+    """All that is to be measured, by the name of its row."""
+    settings = {name: replace(equal, **VARIANTS[name]) for name in variants}
+    settings |= {f"{name}{AT_ITS_BEST}": setting for name, setting in fitted.items()}
+    if beside.by_source:
+        settings |= {f"{name}, 2 sources": replace(settings[name], sources=2) for name in variants}
+    if beside.trainer:
+        settings["Trainer"] = replace(equal, kernels="torch", trainer=True)
+    return settings
 
 
 def _variants(base: Setting, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -130,7 +167,13 @@ def _variants(base: Setting, names: Sequence[str]) -> tuple[list[str], dict[str,
         if name.startswith("chunked") and not names and numerics.device == "cuda":
             continue
         try:
-            resolve(changes["kernels"], config, numerics.device, bool(changes.get("compile")))
+            resolve(
+                changes["kernels"],
+                config,
+                numerics.device,
+                bool(changes.get("compile")),
+                base.activation_checkpointing,
+            )
         except UserError as error:
             if names:
                 raise
@@ -140,26 +183,43 @@ def _variants(base: Setting, names: Sequence[str]) -> tuple[list[str], dict[str,
     return run, left_out
 
 
-def _in_rounds(settings: Mapping[str, Setting], rounds: int, note: Note) -> dict[str, dict[str, Any]]:
-    """Measurements of each setting, updates of all rounds together; the order turns round after round."""
-    order = list(settings)
+def _in_rounds(
+    settings: Mapping[str, Setting], rounds: int, left_out: dict[str, str], note: Note
+) -> dict[str, dict[str, Any]]:
+    """Measurements of each setting, updates of all rounds together; the order turns round after round.
+
+    Rows of equal settings are measured once. One that fails is left out, and the rest goes on. Raises UserError when
+    all fail.
+    """
+    first: dict[str, str] = {}  # row → the first row of the same setting
+    for name, setting in settings.items():
+        first[name] = next(earlier for earlier in settings if settings[earlier] == setting)
+    order = [name for name in settings if first[name] == name]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in order}
     for number in range(rounds):
-        for name in order:
-            one = run(settings[name])
-            if one.get("oom"):
-                raise UserError(f"{name}: out of memory at {settings[name].micro_batch} tokens a forward; use less.")
+        for name in [name for name in order if name not in left_out]:
+            try:
+                one = run(settings[name])
+                if one.get("oom"):
+                    raise UserError(f"out of memory at {settings[name].micro_batch} tokens a forward; use less.")
+            except UserError as error:
+                left_out[name] = str(error)
+                note(f"{name}: {error}")
+                continue
             found[name].append(one)
             note(f"round {number + 1} of {rounds}: {name}: {one['tokens_per_second']:,.0f} tokens/s")
         order.reverse()
-    return {name: _together(settings[name], measured) for name, measured in found.items()}
+    kept = {name: first[name] for name in settings if first[name] not in left_out}
+    if not any(name != "Trainer" for name in kept):
+        raise UserError("nothing could be measured. " + " ".join(f"{name}: {why}" for name, why in left_out.items()))
+    return {name: _together(settings[name], found[same]) for name, same in kept.items()}
 
 
 def _together(setting: Setting, measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seconds = [second for one in measured for second in one["seconds"]]
     whole = {**measured[0], "seconds": seconds, "update_seconds": statistics.median(seconds)}
     for name in ("loader_share", "look_share"):
-        if name in whole:
+        if whole.get(name) is not None:
             whole[name] = statistics.median(one[name] for one in measured)
     return {**whole, "tokens_per_second": setting.batch / whole["update_seconds"]}
 
@@ -178,8 +238,14 @@ def run(setting: Setting) -> dict[str, Any]:
         return found
     if done.returncode == -9:
         return {"oom": True}  # the machine's memory
-    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-    raise UserError(f"measuring {setting.model} failed: {last}")
+    raise UserError(f"measuring {setting.model} failed: {_error(done.stderr)}")
+
+
+def _error(said: str) -> str:
+    """The line of a traceback that names the error: after it a compiler explains how to debug it."""
+    lines = said.strip().splitlines() or ["no word"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return named[-1] if named else lines[-1]
 
 
 def _figures(
@@ -226,32 +292,48 @@ def _against_the_peer(measured: Mapping[str, Mapping[str, Any]], shape: ModelSha
 
 
 def fit(base: Setting, note: Note) -> tuple[float, Setting]:
-    """`base` with the micro-batch (and, on a GPU where even a row does not fit, the activation checkpointing) at which
-    it is fastest, and its tokens/s. On a GPU sizes grow until memory is full. Raises UserError when nothing fits."""
+    """`base` with the micro-batch at which it is fastest, and its tokens/s; where not even one row fits into memory,
+    with activations computed again. Sizes shrink from the whole batch down, until smaller is slower. Raises UserError
+    when nothing fits."""
     for activations in ("off", "selective", "full"):
+        recomputed = replace(base, activation_checkpointing=activations)
+        if (refused := _refused(recomputed)) is not None:
+            note(f"{activations}: {refused}")
+            continue
         best: tuple[float, Setting] | None = None
-        for setting in _sizes(replace(base, activation_checkpointing=activations)):
-            one = run(replace(setting, updates=min(setting.updates, UPDATES_TO_FIT)))
+        for setting in _sizes(recomputed):
+            one = run(replace(setting, updates=min(setting.updates, UPDATES_TO_FIT), witness=False))
             if one.get("oom"):
                 note(f"{setting.micro_batch} tokens a forward ({activations}): out of memory")
-                break
+                continue
             speed = one["tokens_per_second"]
             note(f"{setting.micro_batch} tokens a forward ({activations}): {speed:,.0f} tokens/s")
-            if best is None or speed > best[0]:
-                best = speed, setting
+            if best is not None and speed < best[0]:
+                break
+            best = speed, setting
         if best is not None:
             return best
     raise UserError(f"not one row of {base.context} tokens of {base.model} fits, whatever is computed again.")
 
 
+def _refused(setting: Setting) -> str | None:
+    """Why these kernels cannot run beside this recomputation; None where they can."""
+    config, device = shape_config(setting.model, setting.context), Numerics.resolve(setting.device).device
+    try:
+        resolve(setting.kernels, config, device, setting.compile, setting.activation_checkpointing)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def _sizes(base: Setting) -> Iterator[Setting]:
-    """Settings with 1, 2, 4, ... rows a forward that divide the batch."""
-    rows = base.batch // base.context
-    each = 1
-    while each <= rows:
-        if rows % each == 0:
-            yield replace(base, micro_batch=each * base.context)
-        each *= 2
+    """Settings with the batch's rows in one forward, then in 2, 4, 8, ... parts, as far as they divide it."""
+    each = base.batch // base.context
+    while True:
+        yield replace(base, micro_batch=each * base.context)
+        if each % 2:
+            return
+        each //= 2
 
 
 def bench_fit(base: Setting, names: Sequence[str], note: Note) -> dict[str, Any]:
@@ -260,10 +342,7 @@ def bench_fit(base: Setting, names: Sequence[str], note: Note) -> dict[str, Any]
     names: variants to try, empty for all that run here. Short measurements choose; `bench train` gives figures.
     """
     variants, left_out = _variants(base, names)
-    tried = {}
-    for name in variants:
-        note(name)
-        tried[name] = fit(replace(base, **VARIANTS[name]), note)
+    tried = _fitted(base, variants, left_out, note)
     name = max(tried, key=lambda one: tried[one][0])
     chosen = tried[name][1]
     launch = {
@@ -318,18 +397,22 @@ def text(found: Mapping[str, Any]) -> str:
     rows = [head]
     for one in found["rows"]:
         mfu = [f"{100 * one[name]:.1f} %" if one[name] is not None else "-" for name in ("mfu_full", "mfu_causal")]
-        name = one["name"].replace(" at its best", " *")
+        name = one["name"].replace(AT_ITS_BEST, " *")
         size = f"{one['peak_bytes'] / 2**30:.1f} GiB"
         tflops = "-" if one["tflops"] is None else f"{one['tflops']:.3g}"
         figures = [f"{one['micro_batch']:,}", f"{one['tokens_per_second']:,.0f}", tflops]
         rows.append([name, *figures, *mfu, size, f"{100 * one['loader_share']:.1f} %"])
     lines = [f"{found['model']}, {found['parameters']:,} parameters, on {found['device']}"]
     lines.append(table(rows, right=range(1, len(head)), width=80))
-    lines += ["* at its own best micro-batch"] if any(" at its best" in one["name"] for one in found["rows"]) else []
+    if not found["settings"]["deterministic"]:
+        lines.append("without deterministic algorithms, which training always has")
+    lines += ["* at its own best micro-batch"] if any(AT_ITS_BEST in one["name"] for one in found["rows"]) else []
     if "trainer" in found:
         peer = found["trainer"]
         lines.append(f"transformers' Trainer: {peer['tokens_per_second']:,.0f} tokens/s; ours is faster by")
         lines += [f"  {times:.2f}  {name}" for name, times in peer["times_faster"].items()]
+        apart, count = max(peer["largest_relative_difference"].values()), peer["first_losses_compared"]
+        lines.append(f"the first {count} losses differ by at most {apart:.0e} of themselves")
     lines += [f"left out: {name}: {why}" for name, why in found["left_out"].items()]
     return "\n".join(lines)
 

@@ -21,19 +21,26 @@ import torch
 
 from harness.data.loader import Loader
 from harness.data.token_store import TokenSource
+from harness.train.collector import held_back
 from harness.train.kernels import applied, check_head
 from harness.train.layers import compiling, prepare_layers
 from harness.train.loop import Loop
-from harness.train.model import build_model
 from harness.train.numerics import Numerics, Precision, set_threads
 from harness.train.optimizer import build_optimizer
-from harness.train.shapes import shape_config
+from harness.train.shapes import drawn, shape_config
+from harness.train.witness import Witness
 
 ADAMW = {"name": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
 RATE = 1e-3
 EOS = 0
 # How CUDA's allocator, cuBLAS and Triton say it, also through a compiler that wraps it.
-OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "OutOfMemoryError")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "OutOfMemoryError",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Setting:
     """What is measured. batch: tokens of an update; micro_batch: of a forward, None for all. sources: of the mixture.
 
     documents: joined rows, or masked with documents of 20 to 400 tokens. updates: that are timed, after `warmup`.
+    deterministic: as training always is; without, what that costs can be seen. witness: whether the first forward is
+    watched, which takes seconds on a GPU.
     """
 
     model: str
@@ -58,6 +67,8 @@ class Setting:
     updates: int = 8
     warmup: int = 2
     trainer: bool = False
+    deterministic: bool = True
+    witness: bool = True
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -71,6 +82,8 @@ def measure(setting: Setting) -> dict[str, Any]:
         setting.activation_checkpointing,
     )
     set_threads(numerics)
+    if not setting.deterministic:
+        torch.use_deterministic_algorithms(False)
     config = shape_config(setting.model, setting.context)
     numerics = numerics if setting.trainer else numerics.for_model(config)
     try:
@@ -95,8 +108,9 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _ours(setting: Setting, numerics: Numerics, config: Any) -> dict[str, Any]:
-    model = build_model(config, 1).to(numerics.device)
+    model = drawn(config, numerics.device)
     with ExitStack() as stack:
+        stack.enter_context(held_back(numerics.device))
         if numerics.kernels.fused_linear_cross_entropy != "torch":
             check_head(model)
         stack.enter_context(applied(model, numerics.kernels))
@@ -104,6 +118,8 @@ def _ours(setting: Setting, numerics: Numerics, config: Any) -> dict[str, Any]:
         path = pieces(setting)
         loader = Loader(path, token_sources(setting, config.vocab_size))
         loop = Loop(model, build_optimizer(model, ADAMW), loader, path, numerics)
+        if not setting.witness:
+            loop.witness = Witness(numerics.device, look=False)
         prepare_layers(model, numerics)
         return _timed(setting, loop)
 
@@ -121,6 +137,8 @@ def _timed(setting: Setting, loop: Loop) -> dict[str, Any]:
         began = time.perf_counter()
         for _ in range(count):
             loop.update()
+        if loop.numerics.device == "cuda":
+            torch.cuda.synchronize()  # what the device still computes is no share of the look
         at = time.perf_counter()
         losses += [update.loss for update in loop.look()]
         ended = time.perf_counter()

@@ -143,6 +143,8 @@ def set_threads(numerics: Numerics) -> None:
     if numerics.device == "cuda":
         # cuBLAS needs its workspace fixed to give equal bits in every run; read when the first handle is made.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Long rows take most of the memory; without this the rest of it may lie in pieces that fit nothing.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False

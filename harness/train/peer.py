@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainingArguments
 
 from harness.data.token_store import TokenSource
-from harness.train.model import build_model
+from harness.train.shapes import drawn
 
 if TYPE_CHECKING:
     from harness.train.measure import Setting
@@ -90,6 +90,7 @@ def train(
             optim="adamw_torch_fused",
             bf16=setting.precision == "bf16-mixed",
             torch_compile=setting.compile,
+            gradient_checkpointing=setting.activation_checkpointing != "off",
             use_cpu=setting.device == "cpu",
             logging_strategy="no",
             save_strategy="no",
@@ -99,7 +100,7 @@ def train(
             dataloader_pin_memory=setting.device != "cpu",
         )
         trainer = _WithLosses(
-            model=build_model(config, 1),
+            model=drawn(config, setting.device),
             args=arguments,
             train_dataset=_Rows(setting, sources),
             callbacks=[clock],

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from harness.study.errors import UserError, nearest
-from harness.train.model import config_from_fields, load_config
+from harness.train.model import build_model, config_from_fields, load_config
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any) -> Any:
@@ -51,3 +52,14 @@ def shape_config(name: str, context: int) -> PretrainedConfig:
     else:
         raise UserError(f"`--model {name}` is no folder or .gguf file here and no shape; {nearest(name, SHAPES)}")
     return config
+
+
+def drawn(config: PretrainedConfig, device: str) -> PreTrainedModel:
+    """A model with random weights, drawn on the device that it runs on: a GPU draws a billion in a second, its host in
+    fifteen."""
+    if device == "cpu":
+        return build_model(config, 1)
+    torch.manual_seed(1)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return model.train()  # type: ignore[no-any-return]

@@ -50,9 +50,9 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> list[Setting]:
     return seen
 
 
-def test_fit_grows_until_memory_is_full_and_takes_the_fastest(stub: list[Setting]) -> None:
+def test_fit_shrinks_until_it_fits_and_smaller_is_slower(stub: list[Setting]) -> None:
     speed, chosen = fit(TINY, lambda line: None)
-    assert [setting.micro_batch for setting in stub] == [64, 128, 256, 512]
+    assert [setting.micro_batch for setting in stub] == [512, 256, 128, 64]
     assert chosen.micro_batch == 128 and chosen.activation_checkpointing == "off" and speed == pytest.approx(512)
 
 
@@ -65,6 +65,55 @@ def test_where_no_row_fits_activations_are_computed_again(monkeypatch: pytest.Mo
     fits.clear()
     with pytest.raises(UserError, match="not one row of 64 tokens of 10M fits"):
         fit(TINY, lambda line: None)
+
+
+def test_recomputation_that_the_kernels_refuse_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only `full` fits: Liger's rope does not go with `selective`, and the bench goes on to `full`."""
+    tried = []
+
+    def run(setting: Setting) -> dict[str, Any]:
+        tried.append(setting.activation_checkpointing)
+        return _measured(setting, 1.0) if setting.activation_checkpointing == "full" else {"oom": True}
+
+    def resolve(asked: Any, config: Any, device: str, compiled: bool, recomputed: str) -> None:
+        if asked == "liger" and recomputed == "selective":
+            raise UserError("rotated twice")
+
+    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "resolve", resolve)
+    one_row = replace(TINY, context=512)
+    assert fit(replace(one_row, kernels="liger"), lambda line: None)[1].activation_checkpointing == "full"
+    assert tried == ["off", "full"]
+    found = bench.bench_train(one_row, ["torch", "liger"], 1, Beside(best=True), lambda line: None)
+    rows = {row["name"]: row["activation_checkpointing"] for row in found["rows"]}
+    assert rows == dict.fromkeys(["torch", "liger", "torch at its best", "liger at its best"], "full")
+
+
+def test_a_variant_that_fails_is_left_out_and_the_rest_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(setting: Setting) -> dict[str, Any]:
+        if setting.kernels != "torch":
+            raise UserError("measuring 10M failed: RuntimeError: no kernel")
+        return _measured(setting, 1.0)
+
+    monkeypatch.setattr(bench, "run", run)
+    found = bench.bench_train(TINY, ["torch", "chunked"], 2, Beside(trainer=True), lambda line: None)
+    assert [row["name"] for row in found["rows"]] == ["torch"] and "no kernel" in found["left_out"]["chunked"]
+    assert "left out: chunked" in text(found)
+    with pytest.raises(UserError, match="nothing could be measured"):
+        bench.bench_train(TINY, ["chunked"], 1, Beside(), lambda line: None)
+
+
+def test_rows_of_one_setting_are_measured_once(stub: list[Setting]) -> None:
+    """At equal micro-batch, and at its own best one where that is the same."""
+    found = bench.bench_train(TINY, ["torch"], 1, Beside(best=True), lambda line: None)
+    assert sum(setting.witness for setting in stub) == 1
+    assert [row["name"] for row in found["rows"]] == ["torch", "torch at its best"]
+    assert found["rows"][0]["tokens_per_second"] == found["rows"][1]["tokens_per_second"]
+
+
+def test_a_failure_names_the_error_and_not_what_a_compiler_says_after_it() -> None:
+    said = "Traceback\n  File x\ntorch._inductor.exc.InductorError: LoweringException: at least 16\n\nSet TORCHDYNAMO"
+    assert bench._error(said).startswith("torch._inductor.exc.InductorError") and bench._error("") == "no word"
 
 
 def test_fit_prints_a_block_that_a_study_takes(stub: list[Setting]) -> None:
