@@ -21,6 +21,7 @@ from harness.store.layout import Folder
 from harness.store.markers import Damaged, check_schema
 from harness.store.runs import states_behind
 from harness.study.errors import UserError, nearest
+from harness.study.measures import is_averaged
 
 Status = Literal["done", "diverged", "failed", "unevaluated", "unfinished"]
 END = "end"
@@ -456,7 +457,7 @@ def _average_parts(suite: str | None, tasks: Sequence[Task]) -> tuple[str, ...]:
     return tuple(
         metric_name(task.suite, task.task, task.headline, False)
         for task in tasks
-        if suite_name(task.suite) == suite and task.headline and family_of(task.headline) in ("accuracy", "continuous")
+        if suite_name(task.suite) == suite and task.headline and is_averaged(task.headline)
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from harness.study.measures import ACCURACY, PROBABILITY, unfiltered
+
 Family = Literal["bpb", "continuous", "accuracy", "average", "other"]
 
 # Order of the tables: continuous measures lead because accuracy saturates and is coarse at small scale.
@@ -18,8 +20,6 @@ FAMILY_TITLES = {
     "accuracy": "Accuracy",
     "other": "Other measures",
 }
-ACCURACY = frozenset({"acc", "acc_norm", "acc_mutual_info", "exact_match", "em", "f1", "pass@1", "mcc"})
-PROBABILITY = frozenset({"correct_prob", "correct_prob_norm", "likelihood"})
 LOWER_IS_BETTER = ("bits_per_byte", "bpb", "loss", "nll", "nats_per_token", "perplexity", "brier")
 
 
@@ -82,6 +82,7 @@ def metric_name(suite: str | None, task: str, measure: str, held_out: bool) -> s
 
 
 def family_of(measure: str) -> Family:
+    measure = unfiltered(measure)
     if measure == "bits_per_byte":
         return "bpb"
     if measure in ACCURACY:

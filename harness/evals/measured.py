@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.evals.settings import EvalTask
 from harness.evals.task_files import OWN_TASKS, SUFFIX, own_task, read_task_yaml, stock_task
 from harness.study.errors import UserError, nearest
+from harness.study.measures import is_averaged
 
 DERIVED = {
     "multiple_choice": ("correct_prob",),
@@ -29,6 +30,8 @@ def check_measured(metrics: Iterable[str], tasks: Sequence[EvalTask]) -> None:
         if suite in texts:
             raise UserError(f"`{metric}` is not measured; continuations are texts to read and have no metric.")
         own = {task.task: task for task in tasks if task.suite == suite and task.kind == "lm_eval"}
+        if rest == "average":
+            _check_average(metric, list(own.values()))
         if rest == "average" or not own:
             continue
         found = next((task for name, task in own.items() if rest.startswith(f"{name}.")), None)
@@ -46,6 +49,15 @@ def check_measured(metrics: Iterable[str], tasks: Sequence[EvalTask]) -> None:
         ):
             valid = nearest(metric, [f"{suite}.{found.task}.{name}" for name in known])
             raise UserError(f"`{found.suite}.{found.task}` does not measure `{measure}`; {valid}")
+
+
+def _check_average(metric: str, tasks: Sequence[EvalTask]) -> None:
+    headlines = [task.headline for task in tasks if task.headline]
+    if tasks and not any(is_averaged(headline) for headline in headlines):
+        raise UserError(
+            f"`{metric}` is not measured: an average is of accuracies and probabilities, and its tasks stand for "
+            f"{', '.join(headlines) or 'nothing'}. Name one of its metrics instead."
+        )
 
 
 def measures(task: EvalTask) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pytest
 
 from analysis.effects import Comparisons
 from analysis.frame import END, read_frame
+from analysis.metrics import family_of
 from harness.study.errors import UserError
 from tests.analysis.fabricate import EFFECTS, Design, fabricate, key
 
@@ -86,6 +87,12 @@ def test_an_average_is_the_mean_of_headlines_and_never_holds_bits_per_byte(whole
     assert frame.by_name["quickstart.average"].parts == ("quickstart.sums.acc", "quickstart.facts.acc")
     parts = [frame.values["control/d1", END, part].value for part in frame.by_name["quickstart.average"].parts]
     assert frame.values["control/d1", END, "quickstart.average"].value == pytest.approx(sum(parts) / 2)
+
+
+def test_a_measure_behind_a_filter_and_a_verified_solution_are_accuracies() -> None:
+    """The headlines of math@1: its average was declared, and then no report had it."""
+    assert [family_of(measure) for measure in ("exact_match,flexible-extract", "math_verify")] == ["accuracy"] * 2
+    assert family_of("perplexity,none") == "other"
 
 
 def test_without_declared_primaries_bits_per_byte_and_averages_stand_in(tmp_path: Path) -> None:

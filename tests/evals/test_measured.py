@@ -34,6 +34,7 @@ def tasks() -> list[EvalTask]:
         "base.lambada_openai.bits_per_byte",
         "base.average",
         "long.average",
+        "math.average",
         "long.needle_8k.correct_prob",
         "quickstart.repeated_passage.bits_per_byte",
         "bpb.web",
@@ -57,6 +58,18 @@ def test_what_no_task_measures_is_refused_with_the_nearest_name(metric: str, nea
     with pytest.raises(UserError, match="measure") as caught:
         check_measured([metric], tasks)
     assert near in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_average_of_a_suite_of_losses_is_refused() -> None:
+    """It was accepted once, and then no report had it."""
+    losses = [_task("a", "bits_per_byte"), _task("b", "perplexity,none")]
+    with pytest.raises(UserError, match=r"accuracies and probabilities.*bits_per_byte, perplexity,none"):
+        check_measured(["mine.average"], losses)
+    check_measured(["mine.average"], [*losses, _task("c", "exact_match,strict")])
+
+
+def _task(name: str, headline: str) -> EvalTask:
+    return EvalTask(name, "mine", name, "lm_eval", None, headline, None, None, None)
 
 
 def test_every_headline_of_a_suite_is_among_what_its_task_measures(tasks: list[EvalTask]) -> None:
