@@ -183,7 +183,9 @@ def _real(d: Difference, metric: Metric, digits: int) -> str:
     low, high = sorted(abs(bound) * metric.scale for bound in d.adjusted)
     by = number(abs(d.estimate) * metric.scale, digits)
     unit = _spaced(metric.difference_unit)
-    return f"`{d.arm}` by {by}{unit} ({number(low, digits)} to {number(high, digits)})"
+    # The end nearer to 0 is shown as far as it differs from 0: the interval excludes 0 and must read like it.
+    least = next((text for more in range(12) if float(text := number(low, digits + more))), number(low, digits))
+    return f"`{d.arm}` by {by}{unit} ({least} to {number(high, digits)})"
 
 
 def _spaced(unit: str) -> str:

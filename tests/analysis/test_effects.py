@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from analysis import statistics
-from analysis.claims import answers, claims
-from analysis.effects import Comparisons
+from analysis.claims import _real, answers, claims
+from analysis.effects import Comparisons, Difference
 from analysis.frame import Frame, read_frame
 from harness.store import evaluations
 from harness.store.layout import Folder
@@ -184,6 +184,12 @@ def test_a_claims_mde_names_the_variance_that_it_rests_on(whole: Path) -> None:
         assert claim["mde"] > 0
         assert all((whole / folder / "results.json").is_file() for folder in claim["evaluations"])
         assert len(claim["runs"]) == 6
+
+
+def test_an_answer_never_reads_as_if_its_interval_held_0(whole: Path) -> None:
+    metric = read_frame(whole).by_name["quickstart.sums.acc"]
+    found = Difference(metric, "a", "default", ("d1",), estimate=-0.038, adjusted=(-0.0754, -0.0004))
+    assert _real(found, metric, 1) == "`a` by 3.8 pp (0.04 to 7.5)"
 
 
 def test_the_answer_says_which_differences_are_real_and_what_could_not_be_seen(whole: Path) -> None:
