@@ -45,11 +45,10 @@ def recorded_options(root: Path) -> Options:
     return Options(
         study,
         root,
-        tuple(asked["set"]),
+        tuple(asked.get("set") or ()),
         share=bool(plan["share"]),
         yes=bool(asked.get("yes", False)),
-        train=bool(asked.get("train", True)),
-        suites=tuple(asked["suites"]),
+        suites=tuple(asked.get("suites") or ()),
     )
 
 
@@ -65,7 +64,6 @@ def evaluation_options(root: Path, suites: Sequence[str], executor: ExecutorName
         overrides=tuple(overrides),
         executor=executor,
         jobs=jobs,
-        yes=False,
         train=False,
         suites=tuple(suites),
     )

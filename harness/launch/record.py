@@ -43,14 +43,16 @@ def record(prepared: Prepared, options: Options) -> None:
 
 
 def write_plan(prepared: Prepared, options: Options) -> None:
-    """Write plan.json unless it is there already: the plan, and which call it answers."""
+    """Write plan.json unless it is there already: the plan, and which call it answers.
+
+    That `ablate eval` trains nothing is said of that call alone: whoever takes up the folder later, trains.
+    """
     folder = prepared.folder
     asked = {
         "file": os.path.relpath(options.study, folder.root),
         "set": list(options.overrides),
         "suites": list(options.suites),
         "resolved": digest(prepared.study.resolved),
-        "train": options.train,
         "yes": options.yes,
     }
     track = declared(prepared.study.spec.track)

@@ -91,6 +91,7 @@ def tick(prepared: Prepared, queue: client.Queue, options: Options) -> Ticked:
         snapshot.take(prepared.folder),
         options.perform,
         options.yes,
+        options.train,
     ).run()
 
 

@@ -91,9 +91,10 @@ class Submitter:
         )
         return intent, elements
 
-    def close(self, parameters: Mapping[str, Any], after: list[str]) -> Submission:
-        """Submit the job that ticks and writes the report when all of `after` has ended."""
-        return self._submit(close_intent(parameters, after, self.snapshot.name), [], None)
+    def close(self, parameters: Mapping[str, Any], after: list[str], train: bool = True) -> Submission:
+        """Submit the job that ticks and writes the report when all of `after` has ended. train: whether it trains what
+        is missing then, or evaluates alone."""
+        return self._submit(close_intent(parameters, after, self.snapshot.name, train), [], None)
 
     def _submit(self, intent: Intent, elements: list[Element], array: str | None) -> Submission:
         there = self.folder.all_submissions()
@@ -152,13 +153,13 @@ def array_words(indices: list[int], cap: int | None) -> str:
     return words if cap is None or cap >= len(indices) else f"{words}%{cap}"
 
 
-def close_intent(parameters: Mapping[str, Any], after: Sequence[str], snapshot: str) -> Intent:
-    """Of the job that comes when all of `after` has ended."""
+def close_intent(parameters: Mapping[str, Any], after: Sequence[str], snapshot: str, train: bool = True) -> Intent:
+    """Of the job that comes when all of `after` has ended. train: whether it trains, too."""
     more = {**dict(parameters.get("additional_parameters") or {}), "requeue": True}
     chosen = {**parameters, "additional_parameters": more}
     if after:
         chosen["dependency"] = "afterany:" + ":".join(after)
-    return Intent("close", "", resources.group_of(parameters), chosen, 1, False, snapshot)
+    return Intent("close", "", resources.group_of(parameters), chosen, 1, False, snapshot, {"train": train})
 
 
 def array_of(batch: Batch, cap: int | None) -> str | None:

@@ -8,7 +8,7 @@ the next one. The caller holds the folder's lock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class Ticked:
 @dataclass
 class Tick:
     """One tick. queue: looked at before the folder was. items: what the plan needs, parents first. yes: the budget does
-    not count."""
+    not count. train: whether `items` are all that is needed, or its evaluations alone."""
 
     prepared: Prepared
     queue: Queue
@@ -78,6 +78,7 @@ class Tick:
     snapshot: Path
     perform: str
     yes: bool = False
+    train: bool = True
 
     def __post_init__(self) -> None:
         spec = self.prepared.study.spec
@@ -327,7 +328,7 @@ class Tick:
         free = [one for one in live if one.intent.held_for is None or self._passed(one.intent.held_for)]
         words = list(dict.fromkeys(str(one.job) for one in free))
         try:
-            self.submitter.close(self.resources.close(), words)
+            self.submitter.close(self.resources.close(), words, self.train or _train(live, waiting))
         except Refused as error:
             if not error.limit or not self._make_room():
                 raise
@@ -345,6 +346,12 @@ class Tick:
         self.ticked.items -= sum(len(chain.items) for chain in batch.tasks.values())
         self._part(batch, share, placed, also)
         return bool(self.ticked.submitted or self.seen.live)
+
+
+def _train(work: Sequence[Submission], closing: Sequence[Submission]) -> bool:
+    """Whether any of these jobs is to train: `ablate eval` beside them does not end that."""
+    kinds = {item["kind"] for one in work for element in one.elements for item in element.items}
+    return bool(kinds - {"evaluate"}) or any(one.intent.settings.get("train", True) for one in closing)
 
 
 def _key(given: Remedied) -> str:

@@ -1,0 +1,67 @@
+"""A queue that takes what is submitted and does nothing with it, for ticks without a Slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.launch import run
+from harness.launch.progress import Silent
+from harness.launch.run import Options, Report
+from harness.launch.slurm import bring, client
+from harness.launch.slurm.client import Queue, Row
+from harness.launch.slurm.submit import Submitter
+from harness.store.submissions import Intent
+
+STUB = "stub_work:perform"
+
+
+class FakeSlurm:
+    """jobs: what waits in the queue, by id."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Intent] = {}
+        self.intents: list[Intent] = []
+
+    def sbatch(self, submitter: Submitter, place: Path, intent: Intent, array: str | None) -> str:
+        self.intents.append(intent)
+        self.jobs[str(len(self.intents))] = intent
+        return str(len(self.intents))
+
+    def look(self) -> Queue:
+        return Queue(
+            [
+                Row(job, index, intent.name, "PENDING", "Priority")
+                for job, intent in self.jobs.items()
+                for index in range(intent.count)
+            ]
+        )
+
+    def cancel(self, words: list[str]) -> None:
+        for word in words:
+            self.jobs.pop(word.partition("_")[0], None)
+
+    def lose_everything(self) -> None:
+        """Every job is gone and nobody knows how."""
+        self.jobs.clear()
+
+
+def fake_slurm(patch: pytest.MonkeyPatch) -> FakeSlurm:
+    slurm = FakeSlurm()
+    patch.setattr(Submitter, "_sbatch", lambda self, place, intent, array: slurm.sbatch(self, place, intent, array))
+    patch.setattr(bring, "clients_missing", list)
+    patch.setattr(bring, "environment_without_slurm", lambda: None)
+    patch.setattr(client, "look", slurm.look)
+    patch.setattr(client, "cancel", slurm.cancel)
+    patch.setattr(client, "release", lambda jobs: None)
+    patch.setattr(client, "accounted", lambda jobs, since: {})
+    patch.setattr(client, "max_array_size", lambda: 1001)
+    return slurm
+
+
+def submit(study: Path, **changes: Any) -> Report:
+    """`ablate run --executor slurm`."""
+    options: dict[str, Any] = {"executor": "slurm", "perform": STUB, **changes}
+    return run.run(Options(study, study.parent / "results", **options), Silent())

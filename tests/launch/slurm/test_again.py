@@ -1,0 +1,97 @@
+"""What a tick does that has only the results folder: the last job's, `status --watch`, `ablate retry`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.launch import run
+from harness.launch.plan_files import evaluation_options, recorded_options
+from harness.launch.progress import Silent
+from harness.launch.slurm import people
+from harness.launch.slurm.again import again
+from harness.store.layout import Folder
+from tests.launch.slurm.fake import STUB, FakeSlurm, fake_slurm, submit
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    return fake_slurm(monkeypatch)
+
+
+def kinds(slurm: FakeSlurm, folder: Folder, first: int) -> set[str]:
+    """Kinds of the items in the submissions from `first` on."""
+    from harness.store import submissions
+
+    found = [place for place in folder.all_submissions() if place.number >= first]
+    return {item["kind"] for place in found for element in submissions.read_elements(place) for item in element.items}
+
+
+def evaluate(folder: Folder, executor: str) -> None:
+    asked = evaluation_options(folder.root, [], executor, None)  # type: ignore[arg-type]
+    run.run(replace(asked, perform=STUB), Silent())
+
+
+def some_states(study: Path, slurm: FakeSlurm) -> Folder:
+    """A study of which all is trained but one run, and nothing evaluated."""
+    root = study.parent / "results"
+    root.mkdir()
+    (root / "behaviour.json").write_text(
+        '{"more=0/d1": {"end": "error"}, "default/d1": {"kind": "evaluate", "end": "error"}}'
+    )
+    run.run(run.Options(study, root, executor="debug", perform=STUB), Silent())
+    (root / "behaviour.json").unlink()
+    return Folder(root)
+
+
+@pytest.mark.parametrize("executor", ["debug", "slurm"])
+def test_jobs_that_failed_are_submitted_again_although_somebody_has_evaluated_meanwhile(
+    scored: Path, slurm: FakeSlurm, executor: str
+) -> None:
+    folder = some_states(scored, slurm)
+    submit(scored)
+    assert "train" in kinds(slurm, folder, 0)
+    evaluate(folder, executor)
+    before = len(folder.all_submissions())
+    slurm.lose_everything()
+    report = again(folder, Silent(), last=False, perform=STUB)
+    assert report is not None and "train" in kinds(slurm, folder, before)
+
+
+def test_retry_trains_after_an_evaluation_of_what_was_there(scored: Path, slurm: FakeSlurm) -> None:
+    folder = some_states(scored, slurm)
+    evaluate(folder, "slurm")
+    assert kinds(slurm, folder, 0) == {"evaluate"}
+    slurm.lose_everything()
+    before = len(folder.all_submissions())
+    people.retry(folder, [], None)
+    run.run(replace(recorded_options(folder.root), executor="slurm", perform=STUB), Silent())
+    assert "train" in kinds(slurm, folder, before)
+
+
+def test_the_last_job_of_an_evaluation_trains_nothing(scored: Path, slurm: FakeSlurm) -> None:
+    folder = some_states(scored, slurm)
+    evaluate(folder, "slurm")
+    slurm.lose_everything()
+    again(folder, Silent(), last=False, perform=STUB)
+    assert kinds(slurm, folder, 0) == {"evaluate"}
+
+
+def test_an_evaluation_keeps_what_was_said_of_the_budget(scored: Path, slurm: FakeSlurm) -> None:
+    folder = some_states(scored, slurm)
+    submit(scored, yes=True)
+    evaluate(folder, "debug")
+    assert recorded_options(folder.root).yes
+
+
+def test_a_folder_of_before_that_names_fewer_things_is_read(scored: Path, slurm: FakeSlurm) -> None:
+    from harness.store.atomic import read_json, write_json
+
+    folder = some_states(scored, slurm)
+    plan = read_json(folder.plan_json)
+    plan["asked"] = {name: plan["asked"][name] for name in ("file", "set")}
+    write_json(folder.plan_json, plan)
+    options = recorded_options(folder.root)
+    assert (options.suites, options.yes, options.train) == ((), False, True)
