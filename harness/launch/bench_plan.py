@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from harness.launch import code
 
 SIDE = 100  # arms: SIDE shares of one source x SIDE final rates
 RUNS = 5
@@ -47,11 +48,13 @@ def bench() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ablate-bench-") as scratch:
         study = Path(scratch) / "grid.yaml"
         study.write_text(STUDY.format(shares=shares, rates=rates))
-        command = [sys.executable, "-m", "harness.cli", "plan", str(study), "-o", str(Path(scratch) / "out"), "--json"]
+        command = code.command("harness.cli", "plan", str(study), "-o", str(Path(scratch) / "out"), "--json")
         seconds = []
         for _ in range(RUNS):
             began = time.perf_counter()
-            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL).stdout
+            printed = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=code.environment()
+            ).stdout
             seconds.append(time.perf_counter() - began)
     totals = json.loads(printed)["totals"]
     return {

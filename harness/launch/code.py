@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,20 @@ SUFFIXES = (".py", ".yaml", ".j2", ".css", ".js")
 def tree_hash() -> str:
     """`hash_of` the packages that this process runs."""
     return hash_of([Path(str(package.__file__)).parent for package in (analysis, harness)])
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The call that runs a module of ours in a process of its own. -P: the folder in which somebody calls `ablate` is
+    not searched for modules, it may hold other code."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment in which `command` finds the packages that this process runs, wherever it found them itself."""
+    root = Path(str(harness.__file__)).parents[1]
+    if root.name in ("site-packages", "dist-packages"):
+        return dict(environ)  # found anyway, and first on the path it would stand before Python's own modules
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), environ.get("PYTHONPATH")]))}
 
 
 def hash_of(packages: Sequence[Path]) -> str:

@@ -8,13 +8,12 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from harness.launch import failures
+from harness.launch import code, failures
 from harness.launch.executor import POLL_SECONDS, Elsewhere, Job, Listener, close_attempt
 from harness.launch.stop import Stop
 from harness.launch.streams import pending
@@ -32,7 +31,7 @@ class Worker:
         self.item: Work | None = None
         self.last: Work | None = None
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
-        command = [sys.executable, "-m", "harness.launch.worker", "--parent", str(os.getpid()), "--perform", perform]
+        command = code.command("harness.launch.worker", "--parent", str(os.getpid()), "--perform", perform)
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -86,19 +85,19 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
-            code = self.process.wait(seconds)
+            left = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            code = self.process.wait()
+            left = self.process.wait()
         self.process.stdout.close()
         self._stderr.close()
-        return code
+        return left
 
 
 def environment(threads: int) -> dict[str, str]:
     """A worker's environment: threads are fixed before any library starts its pool."""
     fixed = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return {**os.environ, **fixed, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {**code.environment(), **fixed, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
 class LocalExecutor:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from harness.launch import code
 from harness.launch.lock import locked
 from harness.launch.status import read_plan
 from harness.store.atomic import WriteFailed, writing
@@ -194,7 +194,8 @@ class Follower:
 def _start(log: IO[bytes]) -> subprocess.Popen[bytes]:
     """In a session of its own: Ctrl-C in a terminal is for the work, which then ends it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "harness.track.follow"],
+        code.command("harness.track.follow"),
+        env=code.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

@@ -51,9 +51,9 @@ class Intent:
 
     name: of the job, unique to the submission. group: digest of the resources. parameters: of Submitit's executor.
     count: lines of array.jsonl; array: whether they form a job array (one alone does not). settings: what the orders of
-    all its items carry; of a close, whether it trains. snapshot: the tree hash of the code that it runs. canary: its first task is the first of its
-    group, which must pass its first checkpoint. held_for: the submission of the canary that this one is held for, None
-    when it may start. cap: tasks that may run at once, None for all.
+    all its items carry; of a close, whether it trains. snapshot: the tree hash of the code that it runs. canary: its
+    first task is the first of its group, which must pass its first checkpoint. held_for: the submission of the canary
+    that this one is held for, None when it may start. cap: tasks that may run at once, None for all.
     """
 
     kind: Kind

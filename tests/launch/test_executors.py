@@ -183,6 +183,17 @@ def test_what_the_work_prints_lies_in_its_attempt(tmp_path: Path) -> None:
     assert (Folder(tmp_path).state("leaf").root / "evaluate.stdout").read_text() == "working on leaf\n"
 
 
+def test_a_worker_runs_the_code_of_its_controller_whatever_the_folder_holds_in_which_it_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "checkout" / "harness"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise SystemExit('other code')\n")
+    monkeypatch.chdir(other.parent)
+    queue, _ = do(LocalExecutor(1, 1, STUB), tmp_path / "results", [base()])
+    assert outcomes(queue) == {"base:base": "prepared"}
+
+
 def test_threads_are_fixed_before_a_worker_starts(tmp_path: Path) -> None:
     do(LocalExecutor(2, 3, STUB), tmp_path, [base(), train("leaf", "base")])
     env = attempts.read_env(Folder(tmp_path).state("leaf"), 0)
