@@ -4,6 +4,10 @@ The lock is the kernel's (`flock`): however its process ends, the kernel lets go
 The file says who holds it, for people, and for machines between which the lock of a file system does not reach: after
 the lock was taken, a holder of another machine that still stands in the file is watched until its pulse changes (it is
 alive) or has stood still for the lease (it is dead). A holder that lost the folder in such a way stops.
+
+Where the file system has no locks, the record is all there is: a holder of this machine that lives keeps the folder,
+and whoever writes its record looks a moment later whether it still stands there. Of several that start together the
+last one to write has the folder.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from harness.study.errors import UserError
 
 NAME = ".lock"
 POLL_SECONDS = 0.5
+SETTLE_SECONDS = 1.0  # without locks: longer than it takes from looking who holds the folder to writing that we do
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _PULSE_AT = 2048  # the record comes first in the file, and is shorter
 
@@ -46,16 +51,14 @@ def locked(folder: Folder, wait: bool = False, note: Note = lambda text: None) -
         handle = _open(path)
     _check_folders(folder)
     try:
-        _take(handle, folder, wait, note)
-        record = processes.identity() | {"since": time.time()}
+        record = _take(handle, folder, wait, note)
         with writing(path):
-            _write(handle, record)
             pulse = processes.Pulse(path, _PULSE_AT, lost=lambda: _lost(path, record))
         try:
             yield
         finally:
             pulse.stop()
-            if not _taken_over(path, record):
+            if _is(_read(path), record):  # never on a doubt: another may be just writing there
                 os.ftruncate(handle, 0)
     finally:
         os.close(handle)
@@ -83,8 +86,9 @@ def _open(path: Path) -> int:
     return handle
 
 
-def _take(handle: int, folder: Folder, wait: bool, note: Note) -> None:
-    """Take the lock, or raise UserError (or wait) while somebody holds it."""
+def _take(handle: int, folder: Folder, wait: bool, note: Note) -> dict[str, Any]:
+    """Take the lock, or raise UserError (or wait) while somebody holds it. Returns our record, which stands in the
+    file."""
     said: list[str] = []
 
     def held(record: Mapping[str, Any] | None) -> None:
@@ -95,10 +99,30 @@ def _take(handle: int, folder: Folder, wait: bool, note: Note) -> None:
             note(said[0])
         time.sleep(POLL_SECONDS)
 
-    while not _flock(handle):
+    while (locks := _flock(handle)) is False:
         held(_read(folder.root / NAME))
+    while True:
+        _outlast(folder, held, note, alone=locks is None)
+        ours = processes.identity() | {"since": time.time()}
+        with writing(folder.root / NAME):
+            _write(handle, ours)
+        if locks is None:
+            time.sleep(SETTLE_SECONDS)
+        if locks or _is(_read(folder.root / NAME), ours):
+            return ours
+
+
+def _outlast(folder: Folder, held: Callable[[Mapping[str, Any] | None], None], note: Note, alone: bool) -> None:
+    """Return when whoever stands in the file does not hold the folder any more. alone: the record is all there is,
+    without a lock of the file system, so one of this machine that lives holds it."""
     observer, asked = processes.Observer(), False
-    while (record := _read(folder.root / NAME)) is not None and processes.alive(record) is None:
+    while (record := _read(folder.root / NAME)) is not None:
+        lives = processes.alive(record)
+        if lives and alone:
+            held(record)
+            continue
+        if lives is not None:
+            return
         pulse = _pulse(folder.root / NAME)
         if not observer.alive(NAME, record, pulse):
             note(f"{_holder(record)} has given no sign of life for {processes.LEASE_SECONDS:.0f} s: taken over from it")
@@ -112,8 +136,8 @@ def _take(handle: int, folder: Folder, wait: bool, note: Note) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _flock(handle: int) -> bool:
-    """Try the lock. Where the file system has none, the record in the file must do."""
+def _flock(handle: int) -> bool | None:
+    """Try the lock: whether we have it now. None where the file system has none, and the record in the file must do."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -121,12 +145,14 @@ def _flock(handle: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
+        return None
     return True
 
 
 def _write(handle: int, record: Mapping[str, Any]) -> None:
-    os.ftruncate(handle, 0)
+    """In place of what stands there and never by way of an empty file, which would say that nobody holds it."""
     os.pwrite(handle, json.dumps(record).ljust(_PULSE_AT).encode(), 0)
+    os.ftruncate(handle, _PULSE_AT)
     os.fsync(handle)
 
 
@@ -146,7 +172,13 @@ def _pulse(path: Path) -> bytes:
 def _taken_over(path: Path, ours: Mapping[str, Any]) -> bool:
     """Whether somebody else stands in the file."""
     there = _read(path)
-    return there is not None and (there.get("pid"), there.get("since")) != (ours["pid"], ours["since"])
+    return there is not None and not _is(there, ours)
+
+
+def _is(there: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> bool:
+    """Whether a record is ours; two machines may give their processes one number."""
+    names = ("host", "pid", "since")
+    return there is not None and all(there.get(name) == ours[name] for name in names)
 
 
 def _lost(path: Path, ours: Mapping[str, Any]) -> bool:

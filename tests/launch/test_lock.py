@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -156,3 +158,74 @@ def test_who_was_taken_over_from_stops_and_leaves_the_file_to_the_new_holder(tmp
     assert holder.wait(timeout=30) == -signal.SIGTERM
     assert "grace@node-17" in holder.stderr.read()
     assert json.loads((tmp_path / lock.NAME).read_bytes()[:2048])["pid"] == 4711
+
+
+# A file system without locks
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_a_living_holder_of_this_machine_keeps_the_folder(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        record = {**processes.identity(), "pid": other.pid, "started": processes.process_start(other.pid), "since": 1.0}
+        (tmp_path / lock.NAME).write_bytes(json.dumps(record).ljust(2048).encode())
+        with pytest.raises(UserError, match=f"process {other.pid}"), locked(Folder(tmp_path)):
+            pass
+        assert json.loads((tmp_path / lock.NAME).read_bytes()[:2048])["pid"] == other.pid
+    finally:
+        other.kill()
+        other.wait()
+    with locked(Folder(tmp_path)):  # it is dead now, and known to be
+        assert json.loads((tmp_path / lock.NAME).read_bytes()[:2048])["pid"] == os.getpid()
+    assert (tmp_path / lock.NAME).read_bytes() == b""
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_without_locks_the_first_of_two_that_start_together_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = lock._write
+
+    def then_another(handle: int, record: Any) -> None:
+        write(handle, record)
+        write_holder(Folder(tmp_path))  # it saw nobody, either, and wrote after us
+
+    monkeypatch.setattr(lock, "_write", then_another)
+    with beating_after(tmp_path), pytest.raises(UserError, match="grace@node-17"), locked(Folder(tmp_path)):
+        pass
+    assert json.loads((tmp_path / lock.NAME).read_bytes()[:2048])["pid"] == 4711
+
+
+@contextmanager
+def beating_after(root: Path) -> Iterator[None]:
+    (root / lock.NAME).touch()
+    with beating(Folder(root)):
+        yield
+
+
+def test_who_lost_the_folder_does_not_empty_a_file_in_which_another_is_just_writing(tmp_path: Path) -> None:
+    path = tmp_path / lock.NAME
+    with locked(Folder(tmp_path)):
+        half = json.dumps(ELSEWHERE)[:20].encode()
+        path.write_bytes(half)
+    assert path.read_bytes()[:20] == half
+
+
+def test_a_record_takes_the_place_of_another_without_an_empty_file_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_holder(Folder(tmp_path))
+    sizes: list[int] = []
+    truncate = os.ftruncate
+    monkeypatch.setattr(os, "ftruncate", lambda handle, size: (truncate(handle, size), sizes.append(size))[0])
+    with locked(Folder(tmp_path)):
+        assert 0 not in sizes and at_work(Folder(tmp_path))
