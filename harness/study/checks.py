@@ -14,7 +14,7 @@ from harness.study.mixtures import PROPORTIONAL
 from harness.study.paths import Path
 from harness.study.schema import CompareSpec, EvalSpec, HeldOutSpec, SeedsSpec, SourceSpec, StudySpec
 from harness.study.schema.execution import KernelsSpec, LaunchSpec
-from harness.study.schema.slurm import ResourcesRule
+from harness.study.schema.slurm import ResourcesRule, without_effect
 from harness.study.treatment import SeedSet, Stage
 from harness.study.units import Margin, UnitError, parse_every
 
@@ -225,6 +225,10 @@ def check_resources(rules: Sequence[ResourcesRule], arms: Iterable[str], stages:
             raise Mistake(place, "the last job belongs to no arm and no stage; expected `work: close` alone")
         if rule.nodes is None and rule.gpus is None and rule.time is None and not rule.slurm:
             raise Mistake(place, "asks for nothing; expected nodes, gpus, time or slurm")
+        idle = without_effect(rule)
+        if idle is not None:
+            one = "the last job" if rule.work == "close" else "an evaluation"
+            raise Mistake((*place, idle), f"{one} is one process on one machine, with one GPU at most; expected 1")
 
 
 def check_strategy(launch: LaunchSpec) -> None:

@@ -18,7 +18,7 @@ from harness.launch.slurm import resources
 from harness.launch.slurm.seen import Seen, Submission
 from harness.plan import cost
 from harness.store import attempts, metrics, submissions
-from harness.store.layout import Folder
+from harness.store.layout import Folder, StateFolder
 
 if TYPE_CHECKING:
     from harness.launch.work import Work
@@ -93,20 +93,30 @@ def _sign_of_life(submission: Submission, index: int, life: Sequence[Mapping[str
     return newest
 
 
-def speed(plan: Plan, folder: Folder, gpus: int) -> Speed:
-    """The study's own speed where a segment has been trained for a while, else the assumed one. gpus: of a job."""
+def speed(plan: Plan, folder: Folder) -> Speed:
+    """The study's own speed where a segment has been trained for a while, else the assumed one."""
     found = []
     for segment in list(plan.segments.values()):
         if segment.flops is None or segment.kind != "train" or len(found) >= MOST:
             continue
-        row = metrics.last_row(folder.state(segment.id))
-        if row is not None and row.get("tokens_per_second"):
-            per_token = segment.flops / max(1, segment.tokens_to - segment.tokens_from)
-            found.append(per_token * float(row["tokens_per_second"]) / max(1, gpus))
+        pace = _pace(folder.state(segment.id))
+        if pace is not None:
+            found.append(pace * segment.flops / max(1, segment.tokens_to - segment.tokens_from))
     if not found:
         return Speed(cost.PEAK_FLOPS * cost.ASSUMED_UTILISATION, cost.GPU_HOURS_BASIS)
     middle = statistics.median(found)
     return Speed(middle, f"measured: {middle / 1e12:.3g} TFLOP/s per GPU in {len(found)} segments of this study")
+
+
+def _pace(state: StateFolder) -> float | None:
+    """Tokens per second and GPU that the newest attempt with a figure has shown, on as many GPUs as it had itself."""
+    for number in reversed(state.attempt_numbers()):
+        row = metrics.last_row(state, [number])
+        if row is not None:
+            numerics = (attempts.read_env(state, number) or {}).get("numerics") or {}
+            gpus = int(numerics.get("world") or 1) if numerics.get("device") != "cpu" else 1
+            return float(row.get("tokens_per_second") or 0) / gpus or None
+    return None
 
 
 def of_item(item: Work, plan: Plan, speed: Speed) -> float:

@@ -1,4 +1,8 @@
-"""What each item of work asks of the cluster, as the parameters that Submitit writes into an sbatch file."""
+"""What each item of work asks of the cluster, as the parameters that Submitit writes into an sbatch file.
+
+Several processes train together. Whatever else an item does, one process does it: it gets one task, and one GPU, of one
+machine, whatever training asks for.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ _OF_TRAINING = words(
     """
     gpus gpus_per_node gpus_per_socket gpus_per_task gres gres_flags gpu_bind gpu_freq cpus_per_gpu mem_per_gpu
     ntasks_per_gpu tres_per_job tres_per_node tres_per_socket tres_per_task constraint exclusive mem ntasks_per_node
+    cpus_per_task
     """
 )
 
@@ -59,12 +64,13 @@ class Resources:
         return self._known(item)[1]
 
     def check(self, items: Iterable[Work], plan: Plan) -> None:
-        """Raise UserError where a batch has no equal part for each of the processes that train it together, and where
-        one process is to divide its model."""
+        """Raise UserError where a batch has no equal part for each of the processes that train it together, where one
+        process is to divide its model, and where not every process has a GPU of its own."""
         for item in items:
-            world = tasks(self.of(item))
             if item.kind != "train":
                 continue
+            _check_gpus(self.of(item), item.name)
+            world = tasks(self.of(item))
             if world == 1:
                 _check_strategy(self._launch, item.name)
                 continue
@@ -75,24 +81,25 @@ class Resources:
                     _check_rows(int(piece.science["batch_tokens"]) // length, length, world, item.name)
 
     def _known(self, item: Work) -> tuple[dict[str, Any], str]:
-        work = "evaluate" if item.kind in ("evaluate", "merge") else "train"
         arms: Collection[str] = ()
         stage = None
         if self._launch.resources:
             arms, stage = self._arms.get(item.state, set()), self._stages.get(item.state)
-        key = (work, frozenset(arms), stage)
+        key = (item.kind, frozenset(arms), stage)
         if key not in self._found:
-            parameters = self._parameters(work, arms, stage)
+            parameters = self._parameters(item.kind, arms, stage)
             self._found[key] = (parameters, group_of(parameters))
         return self._found[key]
 
     def close(self) -> dict[str, Any]:
-        """The parameters of the job that ticks and writes the report: one processor of one machine."""
-        found = self._parameters(CLOSE, set(), None)
-        return found | {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": found.get("cpus_per_task", 1)}
+        """The parameters of the job that ticks and writes the report: one processor of one machine, more where a rule
+        for it says `cpus_per_task`."""
+        return self._parameters(CLOSE, set(), None)
 
-    def _parameters(self, work: str, arms: Collection[str], stage: str | None) -> dict[str, Any]:
+    def _parameters(self, kind: str, arms: Collection[str], stage: str | None) -> dict[str, Any]:
+        """kind: of an item, or CLOSE. A rule for `train` is meant for bases, too, one for `evaluate` for merges."""
         launch = self._launch
+        work = {"base": "train", "merge": "evaluate"}.get(kind, kind)
         asked: dict[str, Any] = {"nodes": launch.nodes, "gpus": launch.gpus, "time": launch.time}
         slurm = dict(launch.slurm)
         if work == CLOSE:
@@ -102,7 +109,12 @@ class Resources:
             if self._meant(rule, work, arms, stage):
                 asked |= {name: getattr(rule, name) for name in asked if getattr(rule, name) is not None}
                 slurm |= rule.slurm
-        return _submitit(launch, asked, slurm)
+        if kind != "train":
+            asked["nodes"] = 1
+            slurm.pop("ntasks_per_node", None)
+        if kind in ("base", "merge", "evaluate"):
+            asked["gpus"] = 1
+        return _submitit(launch, asked, slurm, alone=kind != "train", threads=1 if kind == CLOSE else launch.threads)
 
     def _meant(self, rule: ResourcesRule, work: str, arms: Collection[str], stage: str | None) -> bool:
         """Whether a rule speaks of some work. What several arms share is meant when all of them are."""
@@ -120,24 +132,39 @@ class Resources:
         return any(fnmatch.fnmatchcase(name, pattern) for name in self._names.get(arm, {arm}))
 
 
-def _submitit(launch: LaunchSpec, asked: Mapping[str, Any], slurm: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters by Submitit's names; options of Slurm's own that it does not know go in `additional_parameters`."""
+def _submitit(
+    launch: LaunchSpec, asked: Mapping[str, Any], slurm: Mapping[str, Any], alone: bool, threads: int
+) -> dict[str, Any]:
+    """Parameters by Submitit's names; options of Slurm's own that it does not know go in `additional_parameters`.
+
+    alone: one process does it all, however many GPUs it has. threads: of a process.
+    """
     parameters: dict[str, Any] = {
         "nodes": asked["nodes"],
         "ntasks_per_node": 1,
-        "cpus_per_task": launch.threads,
+        "cpus_per_task": threads,
         "time": None if asked["time"] is None else -(-int(asked["time"]) // 60),  # minutes
         "signal_delay_s": SIGNAL_SECONDS,
         "wckey": None,  # Submitit's own would be refused where wckeys are checked
     }
     if launch.device != "cpu" and asked["gpus"]:
-        parameters |= {"gpus_per_node": asked["gpus"], "ntasks_per_node": asked["gpus"]}
+        parameters |= {"gpus_per_node": asked["gpus"], "ntasks_per_node": 1 if alone else asked["gpus"]}
     more: dict[str, Any] = {}
     for name, value in slurm.items():
         (parameters if name in OF_SUBMITIT else more)[name] = value
     if more:
         parameters["additional_parameters"] = dict(sorted(more.items()))
     return parameters
+
+
+def _check_gpus(parameters: Mapping[str, Any], name: str) -> None:
+    there, processes = parameters.get("gpus_per_node"), parameters["ntasks_per_node"]
+    if there is not None and there != processes:
+        raise UserError(
+            f"{name}: launch.gpus gives {there} GPUs a machine, and `ntasks_per_node: {processes}` would make "
+            f"{processes} processes there; each process has one GPU, so leave `ntasks_per_node` away (with "
+            "`launch.device: cpu` it says how many processes a machine has)."
+        )
 
 
 def _check_strategy(launch: LaunchSpec, name: str) -> None:

@@ -124,7 +124,8 @@ class Submitter:
         from harness.launch.slurm.submitit_executor import setup_lines
 
         parameters = {**intent.parameters, "job_name": intent.name}
-        parameters["setup"] = [*setup_lines(self.snapshot, self.threads), *(parameters.get("setup") or [])]
+        threads = self.threads if intent.kind == "work" else parameters["cpus_per_task"]
+        parameters["setup"] = [*setup_lines(self.snapshot, threads), *(parameters.get("setup") or [])]
         arguments = [str(place)] + ([self.perform] if self.perform != PERFORM else [])
         return Executor(place, parameters, array), JOB if intent.kind == "work" else CLOSE, arguments
 

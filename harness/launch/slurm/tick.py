@@ -208,8 +208,7 @@ class Tick:
     def _budget(self, decision: Decision) -> None:
         """Hold what the budget does not reach, and end what runs when it is used up."""
         plan, limit = self.prepared.plan, self.prepared.study.spec.budget.gpu_hours
-        gpus = max((resources.gpus(self.resources.of(item)) for item in self.items), default=0)
-        speed = budget.speed(plan, self.folder, gpus)
+        speed = budget.speed(plan, self.folder)
         spent = budget.spent(self.seen)
         under_way = self.seen.under_way()
         live = sum(budget.of_item(item, plan, speed) for item in self.items if item.id in under_way)

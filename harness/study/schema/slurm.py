@@ -46,7 +46,9 @@ OF_SBATCH = words(
 OURS = {
     "nodes": "launch.nodes says it",
     "time": "launch.time says it",
-    "gpus_per_node": "launch.gpus says it",
+    **dict.fromkeys(("gpus", "gpus_per_node", "gpus_per_socket"), "launch.gpus says how many a machine gives"),
+    "clusters": "jobs are looked for on the cluster of this machine alone, and would be taken for lost elsewhere",
+    **dict.fromkeys(("uid", "gid"), "jobs are looked for among those of the user who calls `ablate`"),
     "array_parallelism": "launch.parallel says it",
     "use_srun": "every job starts its processes with srun",
     **dict.fromkeys(("job_name", "name"), "the harness finds its jobs again by their names"),
@@ -58,6 +60,8 @@ OURS = {
 }
 VALID = sorted((OF_SUBMITIT | OF_SBATCH) - OURS.keys())
 _LISTS = ("setup", "teardown", "srun_args")
+_COUNTS = ("ntasks_per_node", "cpus_per_task")
+_DEVICES = ("gres", "tres_per_job", "tres_per_node", "tres_per_socket", "tres_per_task")
 
 
 def _options(value: Any) -> dict[str, Any]:
@@ -81,6 +85,12 @@ def _value(name: str, given: Any) -> Any:
         if not isinstance(given, list) or not all(isinstance(line, str) for line in given):
             raise said(f"`{name}`: expected a list of texts")
         return list(given)
+    if name in _COUNTS and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
+        raise said(f"`{name}: {given}`: expected a positive whole number")
+    if name == "gpus_per_task" and given != 1:
+        raise said(f"`{name}: {given}`: every process has one GPU, and launch.gpus says how many there are; expected 1")
+    if name in _DEVICES and "gpu" in str(given).lower():
+        raise said(f"`{name}: {given}` cannot be set here: launch.gpus says how many GPUs a machine gives")
     if isinstance(given, bool) or not isinstance(given, (str, int, float)):
         if given is True:
             return True
@@ -111,3 +121,14 @@ class ResourcesRule(Block):
     slurm: SlurmOptions = Field(
         default_factory=dict, description="a mapping of sbatch's options, added to launch.slurm"
     )
+
+
+def without_effect(rule: ResourcesRule) -> str | None:
+    """What a rule asks for that the work which it names cannot use, as a key of it; None where all of it acts."""
+    if rule.work not in ("evaluate", "close"):
+        return None
+    if (rule.nodes or 1) > 1:
+        return "nodes"
+    if rule.work == "evaluate" and (rule.gpus or 1) > 1:
+        return "gpus"
+    return "slurm" if rule.slurm.get("ntasks_per_node", 1) != 1 else None

@@ -99,3 +99,40 @@ def test_an_array_in_sbatchs_words(indices: list[int], cap: int | None, words: s
 def test_a_jobs_name_is_nobody_elses() -> None:
     assert job_name("tiny", 3) != job_name("tiny", 3)
     assert job_name("tiny", 3, "abc") == "tiny-abc-3"
+
+
+MANY = """\
+  device: cuda
+  nodes: 4
+  gpus: 8
+  threads: 6
+  slurm: {account: ours}
+"""
+
+
+def test_what_one_process_does_asks_for_one_gpu_whatever_training_asks_for(scored: Path) -> None:
+    found = prepared(scored, MANY)
+    given = asked(found)
+    for name, parameters in given.items():
+        alone = not name.startswith("train")
+        assert (parameters["nodes"], gpus(parameters), tasks(parameters)) == ((1, 1, 1) if alone else (4, 32, 32)), name
+    assert {name.split()[0] for name in given} == {"base", "train", "evaluate"}
+
+
+def test_training_and_evaluation_with_one_gpu_are_still_one_job(scored: Path) -> None:
+    found = prepared(scored, "  device: cuda\n")
+    asks = Resources(found.study.spec.launch, found.plan)
+    assert len({asks.group(item) for item in preview.items(found.plan, found.tasks)}) == 1
+
+
+def test_the_last_job_asks_for_one_processor_unless_a_rule_for_it_says_more(scored: Path) -> None:
+    plain = prepared(scored, MANY.replace("account: ours", "cpus-per-task: 12"))
+    assert Resources(plain.study.spec.launch).close()["cpus_per_task"] == 1
+    scored.write_text(scored.read_text() + "  resources: [{work: close, slurm: {cpus-per-task: 4}}]\n")
+    more = prepare.load(scored)
+    assert Resources(more.spec.launch).close()["cpus_per_task"] == 4
+
+
+def test_gpus_that_no_process_would_use_are_refused(scored: Path) -> None:
+    with pytest.raises(UserError, match=r"launch\.gpus gives 8 GPUs a machine, and `ntasks_per_node: 1` would make 1"):
+        preview.texts(prepared(scored, "  device: cuda\n  gpus: 8\n  slurm: {ntasks_per_node: 1}\n"))
