@@ -188,14 +188,20 @@ def _short_arm(arm: Arm) -> Arm:
 
 def _short(treatment: Treatment) -> Treatment:
     stages = tuple(
-        replace(stage, tokens=BATCHES * stage.batch_tokens, lr=_short_rates(stage.lr, stage.batch_tokens))
+        replace(stage, tokens=BATCHES * stage.batch_tokens, lr=_short_rates(stage.lr, [stage]))
         for stage in treatment.stages
     )
-    return replace(treatment, stages=stages, lr=_short_rates(treatment.lr, stages[0].batch_tokens))
+    return replace(treatment, stages=stages, lr=_short_rates(treatment.lr, treatment.stages))
 
 
-def _short_rates(lr: LearningRate | None, batch: int) -> LearningRate | None:
-    return lr if lr is None else replace(lr, warmup=min(lr.warmup, batch))
+def _short_rates(lr: LearningRate | None, stages: Sequence[Stage]) -> LearningRate | None:
+    """A schedule over shortened stages: a batch of its warm-up, and its last two steps, a batch each, at the end."""
+    if lr is None:
+        return None
+    total, last = BATCHES * sum(stage.batch_tokens for stage in stages), stages[-1].batch_tokens
+    factors = lr.factors[-(BATCHES - 2) :]
+    milestones = tuple(total - left * last for left in range(len(factors), 0, -1))
+    return replace(lr, warmup=min(lr.warmup, stages[0].batch_tokens), milestones=milestones, factors=factors)
 
 
 def _make_way(folder: Folder) -> None:

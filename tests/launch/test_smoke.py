@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.launch import smoke
+from harness.launch import prepare, smoke
 from harness.launch.progress import Silent
 from harness.launch.run import Options
+from harness.plan.schedule import schedule
 from harness.store.checkpoints import CheckpointMarker
 from harness.store.layout import Folder
 from harness.study.errors import UserError
@@ -120,3 +121,20 @@ def test_a_task_that_cannot_run_is_found(study: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr()
     assert "nowhere.jsonl" in said.out + said.err
     assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["of a stage", "over all stages"])
+def test_the_steps_of_a_schedule_stay_inside_its_shortened_stages(tmp_path: Path, whole: bool) -> None:
+    steps = "{shape: multi-step, warmup: 2560, milestones: [0.3, 0.5, 0.8], factors: [0.5, 0.2, 0.1]}"
+    text = TINY.replace("lr: {shape: constant, warmup: 2560}", f"lr: {steps}")
+    if whole:
+        text = TINY.replace(", lr: {shape: constant, warmup: 2560}", "").replace(", lr: {shape: linear, to: 0}", "")
+        text = text.replace("stages:", f"lr: {steps}\nstages:")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    (treatment, *_) = [arm.treatment for arm in smoke.shortened(prepare.load(path)).arms]
+    pieces = schedule(treatment)
+    assert [first for first, _, _ in pieces] == [0, *(last for _, last, _ in pieces[:-1])]
+    assert pieces[-1][1] == treatment.tokens == 8 * 256 and all(first < last for first, last, _ in pieces)
+    ends = [piece["value"] for _, _, piece in pieces if piece["shape"] == "constant"]
+    assert ends == pytest.approx([3e-3, 3e-3 * 0.2, 3e-3 * 0.1])
