@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.store.atomic import publish, staging_folder, sweep, writing
+from harness.store.home import expanded
 
 VARIABLE = "ABLATE_CACHE"
 
 
 def cache_root() -> Path:
-    """$ABLATE_CACHE when set, else ~/.cache/ablate."""
+    """$ABLATE_CACHE when set, else ~/.cache/ablate. Raises UserError where there is no such home folder."""
     declared = os.environ.get(VARIABLE)
-    return Path(declared).expanduser().absolute() if declared else Path.home() / ".cache" / "ablate"
+    return expanded(declared).absolute() if declared else expanded("~") / ".cache" / "ablate"
 
 
 def build_once(

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.store.home import expanded
 from harness.study.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
@@ -27,7 +28,7 @@ def matching_files(patterns: Sequence[str], folder: Path, source: str) -> list[P
     """
     found: set[Path] = set()
     for pattern in patterns:
-        absolute = str(folder / Path(pattern).expanduser())
+        absolute = str(folder / expanded(pattern))
         # Path.glob takes no absolute patterns, which users write.
         matches = [Path(match) for match in glob.glob(absolute, recursive=True) if Path(match).is_file()]  # noqa: PTH207
         if not matches:

@@ -22,6 +22,7 @@ from harness.data.documents import summarise, training_documents
 from harness.data.sources import Source, declared_sources, file_stamp
 from harness.plan.canonical import digest
 from harness.store.atomic import read_json, write_json
+from harness.store.home import expanded
 from harness.study.errors import UserError, nearest
 
 Progress = Callable[[str], None]
@@ -134,7 +135,7 @@ def _stamp(declared: Mapping[str, Any], sources: Mapping[str, Source], folder: P
     """What can be seen of the tokenizer's origin without opening it."""
     if "bpe" in declared:
         return {name: source.stamp() for name, source in _bpe_sources(declared["bpe"], sources).items()}
-    here = folder / Path(declared["path"]).expanduser()
+    here = folder / expanded(declared["path"])
     if here.is_dir():
         return [file_stamp(path) for path in sorted(here.iterdir()) if "token" in path.name and path.is_file()]
     return [file_stamp(here)] if here.is_file() else []
@@ -221,7 +222,7 @@ def _loaded(declared: Mapping[str, Any], folder: Path, progress: Progress) -> Pa
 def _from_pretrained(name: str, folder: Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    here = folder / Path(name).expanduser()
+    here = folder / expanded(name)
     options: dict[str, Any] = {"trust_remote_code": False, **({"revision": revision} if revision else {})}
     try:
         if name.endswith(".gguf"):

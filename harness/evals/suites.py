@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from harness.evals.settings import EvalSettings, EvalTask, continuations_key, held_out_key, lm_eval_key
 from harness.evals.task_files import SUFFIX, own_task, read_task_file, stock_task
 from harness.plan.canonical import digest
+from harness.store.home import expanded
 from harness.study.errors import UserError, nearest
 from harness.study.schema import EvalSpec
 
@@ -140,7 +141,7 @@ def _task(suite: str, entry: SuiteTask, folder: Path | None, settings: EvalSetti
     """An lm-eval task with its key. `folder`: where a path of the user's begins; None inside a suite."""
     name, path, content = entry.task, None, None
     if folder is not None and name.endswith(SUFFIX):
-        path = (folder / Path(name).expanduser()).resolve()
+        path = (folder / expanded(name)).resolve()
         if not path.is_file():
             raise UserError(f"The evaluation task `{name}` is not there: {path} is no file.")
         file = read_task_file(path)

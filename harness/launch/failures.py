@@ -1,4 +1,19 @@
-"""Classes of failure, by evidence: the first that matches wins. An exit code alone never says that work was done."""
+"""Classes of failure, by evidence: the first that matches wins. An exit code alone never says that work was done.
+
+killed      the worker was ended by a signal
+crashed     the worker left without a result
+stopped     the worker was told to stop by somebody else than `ablate run`
+memory      no memory left on this machine
+memory-gpu  no memory left on the GPU
+disk        no space left on the disk, or over quota; nothing more is begun
+forbidden   a file or folder that may not be written to, or read
+fenced      another process has begun the same work
+damaged     a file that it needs is not whole
+parent      something that it needs failed
+rank        one of the processes that train together is gone
+user        a mistake in the study or in its inputs
+error       anything else
+"""
 
 from __future__ import annotations
 
@@ -13,25 +28,12 @@ from harness.store.attempts import Fenced
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
 
-CLASSES = {
-    "killed": "the worker was ended by a signal",
-    "crashed": "the worker left without a result",
-    "stopped": "the worker was told to stop by somebody else than `ablate run`",
-    "memory": "no memory left on this machine",
-    "memory-gpu": "no memory left on the GPU",
-    "disk": "no space left on the disk, or over quota; nothing more is begun",
-    "forbidden": "a file or folder that may not be written to, or read",
-    "fenced": "another process has begun the same work",
-    "damaged": "a file that it needs is not whole",
-    "parent": "something that it needs failed",
-    "rank": "one of the processes that train together is gone",
-    "user": "a mistake in the study or in its inputs",
-    "error": "anything else",
-}
-
-
-# Errors of the system that are nobody's mistake in the code: full or failing disks, permissions, too many open files.
-ENVIRONMENT = (*FULL, *FORBIDDEN, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# Errors of the system that are nobody's mistake in the code: full or failing disks, permissions, too many open files,
+# and paths at which something else stands than a path is for.
+_PLACES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+ENVIRONMENT = (
+    *(*FULL, *FORBIDDEN, *_PLACES, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
 
 STOPPED = Failure("stopped", "told to stop by somebody else than `ablate run`; it checkpointed and left")
 

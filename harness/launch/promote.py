@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from harness.launch.status import read_plan, run_of
 from harness.plan.schedule import end_rate
 from harness.store import states
-from harness.store.layout import Folder
+from harness.store.home import expanded
+from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError, nearest
 
@@ -35,7 +36,8 @@ def promoted(study: Study, folder: Folder) -> Study:
     results, arm, seeds = _parts(name)
     found = _results_folder(name, results, study.path.absolute().parent, folder)
     state, done = _end(name, found, _run(name, found, arm, seeds))
-    _check_rate(name, state, base.lr)
+    if base.lr is not None:
+        _check_rate(name, state, done.tokens, base.lr)
     model = {"path": str(state.checkpoints.resolve() / str(done.checkpoint) / "model")}
     treatment = replace(default.treatment, base=replace(base, model=model))
     return replace(study, arms=(replace(default, treatment=treatment), *study.arms[1:]))
@@ -50,7 +52,7 @@ def _parts(name: str) -> tuple[str, str, str]:
 
 
 def _results_folder(name: str, results: str, study_folder: Path, folder: Folder) -> Folder:
-    beside, written = folder.root.absolute().parent / results, study_folder / Path(results).expanduser()
+    beside, written = folder.root.absolute().parent / results, study_folder / expanded(results)
     for path in (beside, written):
         if Folder(path).plan_json.is_file():
             return Folder(path)
@@ -65,7 +67,7 @@ def _run(name: str, found: Folder, arm: str, seeds: str) -> dict[str, Any]:
         raise UserError(f"`base.run: {name}`: {error}") from None
 
 
-def _end(name: str, found: Folder, run: dict[str, Any]) -> tuple[Any, states.Done]:
+def _end(name: str, found: Folder, run: dict[str, Any]) -> tuple[StateFolder, states.Done]:
     """The state at the run's end, checked to be whole."""
     state = found.state(run["path"][-1])
     try:
@@ -79,8 +81,15 @@ def _end(name: str, found: Folder, run: dict[str, Any]) -> tuple[Any, states.Don
     return state, done
 
 
-def _check_rate(name: str, state: Any, declared: float | None) -> None:
-    """A declared rate at which the base was left is the one at which it was."""
-    left = end_rate(states.read_segment(state)["pieces"][-1]["science"]["lr"])
-    if declared is not None and abs(declared - left) > 1e-9 * max(declared, left):
+def _check_rate(name: str, state: StateFolder, tokens: int, declared: float) -> None:
+    """A declared rate at which the base was left is the one at which it was, after `tokens` of its path."""
+    try:
+        pieces = states.read_segment(state)["pieces"]
+        left = end_rate(pieces[-1]["science"]["lr"], tokens)
+    except (FileNotFoundError, Damaged, LookupError, ZeroDivisionError) as reason:
+        raise UserError(
+            f"`base.lr: {declared:g}`: at which rate `base.run: {name}` ended cannot be told, since "
+            f"{state.segment_json} is not whole ({reason}). `ablate run` of that study makes it anew."
+        ) from None
+    if abs(declared - left) > 1e-9 * max(declared, left):
         raise UserError(f"`base.lr: {declared:g}`, but `base.run: {name}` ended at a rate of {left:g}; write that.")

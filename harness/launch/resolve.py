@@ -12,6 +12,7 @@ from harness.launch.checksums import Checksums
 from harness.launch.promote import promoted
 from harness.plan.science import Identities
 from harness.store import manifests
+from harness.store.home import expanded
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.study.errors import Mistake, UserError
@@ -114,7 +115,7 @@ def _still_holds(study: Study, asked: Mapping[str, Any], manifest: Mapping[str, 
     if manifest.get("asked") != asked:
         return False
     path = str(study.arms[0].treatment.base.model.get("path", ""))
-    here = study.path.absolute().parent / Path(path).expanduser()
+    here = study.path.absolute().parent / expanded(path)
     if manifest["kind"] in ("folder", "gguf") and str(here.resolve()) != manifest["location"]:
         return False
     try:

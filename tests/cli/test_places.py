@@ -1,0 +1,49 @@
+"""Paths at which something else stands: one paragraph and exit code 2, whatever the verb."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness import cli
+from tests.launch.conftest import TINY
+
+RESULTS = Path(__file__).parents[2] / "results" / "quickstart"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    homeless = TINY.replace("sums: {builtin: arithmetic, documents: 400}", "sums: {files: ['~nobody-at-all/*.jsonl']}")
+    (tmp_path / "homeless.yaml").write_text(homeless)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    shutil.copytree(RESULTS, tmp_path / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("run tiny.yaml -o file", "is a file, so file is no place for results"),
+        ("run tiny.yaml -o file/below", "is a file, so file/below is no place for results"),
+        ("run tiny.yaml -o loop", "loop: "),
+        (f"run tiny.yaml -o {'x' * 300}", "File name too long"),
+        ("plan tiny.yaml -o file", ""),
+        ("plan tiny.yaml --curves file/below.csv", "cannot be written"),
+        ("status file", "file/plan.json cannot be read (Not a directory)"),
+        ("export quickstart default/d1 file/below", ""),
+        ("run homeless.yaml -o out", "there is no user `nobody-at-all`"),
+        ("plan tiny.yaml --set base.model=~nobody-at-all/x", ""),
+        ("eval quickstart", "the study of quickstart was"),
+    ],
+)
+def test_no_call_ends_in_a_traceback(here: Path, call: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.call(shlex.split(call))
+    shown = capsys.readouterr().err
+    assert said in shown and "Traceback" not in shown
+    assert code == (2 if said else code)
