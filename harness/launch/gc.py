@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.launch.code import SNAPSHOT
 from harness.launch.slurm.standing import standings
 from harness.launch.status import read_plan
 from harness.store import attempts, states
@@ -111,7 +112,7 @@ def garbage(folder: Folder) -> Garbage:
 def collect(garbage: Garbage) -> None:
     """Remove it. What makes a thing count as there goes first, so that a kill leaves no half that looks whole."""
     for waste in garbage.found:
-        for marker in ("DONE.json", MARKER):
+        for marker in (MARKER, SNAPSHOT):
             (waste.path / marker).unlink(missing_ok=True)
         shutil.rmtree(waste.path, ignore_errors=False)
 

@@ -27,7 +27,7 @@ def take(folder: Folder) -> Path:
     Raises WriteFailed, and UserError when the sources change meanwhile.
     """
     final = folder.snapshots / code.tree_hash()
-    if (final / COMPLETE).exists():
+    if _whole(final):
         return final
     with writing(final):
         folder.snapshots.mkdir(parents=True, exist_ok=True)
@@ -36,18 +36,27 @@ def take(folder: Folder) -> Path:
             for package in (analysis, harness):
                 source = Path(str(package.__file__)).parent
                 shutil.copytree(source, staged / package.__name__, ignore=_LEFT_OUT)
-            if code.hash_of([staged / package.__name__ for package in (analysis, harness)]) != final.name:
+            if _hash_of(staged) != final.name:
                 raise UserError("the harness's own sources were edited while they were copied; run this again.")
             difference = uncommitted()
             if difference:
                 write_bytes(staged / "dirty.diff", difference)
             write_json(staged / COMPLETE, {"schema": 1, **code.provenance()})
             fsync_tree(staged)
-            publish(staged, final, lambda there: (there / COMPLETE).exists())
+            publish(staged, final, _whole)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
     return final
+
+
+def _whole(snapshot: Path) -> bool:
+    """Whether a snapshot holds what its name says: its removal may have been cut short, its files edited."""
+    return (snapshot / COMPLETE).exists() and _hash_of(snapshot) == snapshot.name
+
+
+def _hash_of(snapshot: Path) -> str:
+    return code.hash_of([snapshot / package.__name__ for package in (analysis, harness)])
 
 
 def uncommitted() -> bytes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
 
 from harness.launch.slurm import asked, breaker
 from harness.store.layout import Folder
@@ -33,14 +36,30 @@ def test_a_retry_forgets_the_submissions_before_it(tmp_path: Path) -> None:
     assert asked.over_budget(there) == {"train:a": 3} and asked.cancelled(there) == set()
 
 
-def test_half_a_line_of_somebody_who_was_killed_is_no_wish(tmp_path: Path) -> None:
+def test_what_was_asked_of_a_folder_of_before_still_holds(tmp_path: Path) -> None:
+    there = folder(tmp_path)
+    old = {"time": 1, "what": "cancel", "before": 0, "items": ["train:a", "train:b"]}
+    there.submissions.mkdir()
+    (there.submissions / "asked.jsonl").write_text(f'{json.dumps(old)}\n{{"time": 1, "what": "cancel", "ite')
+    assert asked.cancelled(there) == {"train:a", "train:b"}
+    asked.write(there, "retry", ["train:a"])
+    assert asked.cancelled(there) == {"train:b"}
+
+
+def test_of_two_who_ask_at_once_both_are_heard_and_later_ones_come_after_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = folder(tmp_path)
     asked.write(there, "cancel", ["train:a"])
-    with asked.path(there).open("ab") as file:
-        file.write(b'{"time": 1, "what": "cancel", "ite')
+    with monkeypatch.context() as patch:
+        patch.setattr(asked, "_files", lambda folder: [])  # neither has seen the other
+        asked.write(there, "cancel", ["train:b"])
+        asked.write(there, "retry", ["train:a"])
+    assert asked.cancelled(there) == {"train:b"}
+    for _ in range(10):
+        asked.write(there, "retry", ["train:a", "train:b"])
+        asked.write(there, "cancel", ["train:a"])
     assert asked.cancelled(there) == {"train:a"}
-    asked.write(there, "retry", ["train:a"])
-    assert asked.cancelled(there) == set()
 
 
 def test_a_group_is_held_until_it_is_let_go(tmp_path: Path) -> None:
