@@ -10,10 +10,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from harness.launch import code, failures
+from harness.launch import code, devices, failures
 from harness.launch.executor import POLL_SECONDS, Elsewhere, Job, Listener, close_attempt
 from harness.launch.stop import Stop
 from harness.launch.streams import pending
@@ -25,9 +25,10 @@ RETRIES = 2  # of an item whose worker was ended by a signal that nobody here se
 
 
 class Worker:
-    """A worker process and what it is doing."""
+    """A worker process and what it is doing. gpu: the only one that it sees; None: as this process does."""
 
-    def __init__(self, perform: str, threads: int) -> None:
+    def __init__(self, perform: str, threads: int, gpu: str | None = None) -> None:
+        self.gpu = gpu
         self.item: Work | None = None
         self.last: Work | None = None
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
@@ -37,7 +38,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=environment(threads),
+            env=environment(threads, gpu),
         )
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -94,9 +95,10 @@ class Worker:
         return left
 
 
-def environment(threads: int) -> dict[str, str]:
-    """A worker's environment: threads are fixed before any library starts its pool."""
+def environment(threads: int, gpu: str | None = None) -> dict[str, str]:
+    """A worker's environment: threads are fixed before any library starts its pool, and the GPU before CUDA looks."""
     fixed = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    fixed |= {} if gpu is None else {devices.VISIBLE: gpu}
     return {**code.environment(), **fixed, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
@@ -109,7 +111,8 @@ class LocalExecutor:
         self._perform = perform
 
     def run(self, job: Job, listener: Listener, stop: Stop) -> None:
-        pool = _Pool(job, listener, self._perform, self._threads)
+        gpus = devices.to_share(str(job.settings.get("device", "auto"))) if self._jobs > 1 else []
+        pool = _Pool(job, listener, self._perform, self._threads, gpus)
         try:
             while not job.queue.finished and stop.signal is None:
                 pool.assign(self._jobs)
@@ -121,9 +124,10 @@ class LocalExecutor:
 
 
 class _Pool:
-    """The workers of one run, and the pipes from them."""
+    """The workers of one run, and the pipes from them. gpus: that they share, if any."""
 
-    def __init__(self, job: Job, listener: Listener, perform: str, threads: int) -> None:
+    def __init__(self, job: Job, listener: Listener, perform: str, threads: int, gpus: Sequence[str]) -> None:
+        self._gpus = gpus
         self._job = job
         self._listener = listener
         self._perform = perform
@@ -188,7 +192,8 @@ class _Pool:
         return [worker for worker in self._workers if worker.item is not None]
 
     def _start(self) -> Worker:
-        worker = Worker(self._perform, self._threads)
+        gpu = devices.least_used(self._gpus, [worker.gpu for worker in self._workers])
+        worker = Worker(self._perform, self._threads, gpu)
         self._workers.append(worker)
         assert worker.process.stdout is not None
         self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)

@@ -97,11 +97,6 @@ class Queue:
         """Whether nothing is running and nothing can start any more."""
         return not self._ready and not self.running
 
-    @property
-    def unsettled(self) -> list[Work]:
-        """Items without a result, in the order given: what a stop has left to do."""
-        return [item for name, item in self.items.items() if name not in self.results]
-
     def _rank(self, item: Work, made: str | None) -> tuple[bool, int, bool, int]:
         child = made is not None and made in item.awaits
         return (item.kind == "evaluate", -self._remaining[item.id], not child, self._order[item.id])

@@ -178,15 +178,17 @@ def _weights(folder: Folder, state: str) -> str | None:
 def numerics_of(folder: Folder, run: str) -> dict[str, Any]:
     """The numerics of the newest attempt at training the run, of a merged run its parts, as settings of an order.
 
-    A merge is made with no kernels at all, so its record says nothing of them. Raises UserError when it never ran.
+    A merge is made with no kernels at all, so its record says nothing of them. Raises UserError when it never ran, and
+    where several processes have trained it together.
     """
     states_of(folder, run)  # raises, with the nearest name
     plan = read_plan(folder)
     planned = next(one for one in plan["runs"] if one["name"] == run)
     trained = {segment["id"] for segment in plan["segments"] if segment["kind"] == "train"}
-    for name in reversed([*states_behind(plan, planned), *planned["path"]]):
-        if name not in trained:
-            continue
+    names = [name for name in reversed([*states_behind(plan, planned), *planned["path"]]) if name in trained]
+    for name in names:
+        _check_world(folder, run, name)
+    for name in names:
         state = folder.state(name)
         for number in reversed(state.attempt_numbers()):
             env = attempts.read_env(state, number)
@@ -204,6 +206,22 @@ def numerics_of(folder: Folder, run: str) -> dict[str, Any]:
                     "code": code.provenance(),
                 }
     raise UserError(f"{run} was never trained in {folder.root}, so there is nothing to compare with.")
+
+
+def _check_world(folder: Folder, run: str, segment: str) -> None:
+    """Raise UserError where an attempt at a segment was several processes: one alone adds a batch up in another order,
+    so its weights would agree to rounding alone, and nothing be said of the run."""
+    state = folder.state(segment)
+    for number in state.attempt_numbers():
+        recorded = (attempts.read_env(state, number) or {}).get("numerics") or {}
+        world = int(recorded.get("world") or 1)
+        if world > 1:
+            raise UserError(
+                f"{run} was trained by {world} processes together ({recorded.get('strategy', 'ddp')}; state "
+                f"{segment[:12]}), and is trained again by one here, which sums a batch in another order: the weights "
+                f"would agree to rounding, not to the bit, and prove nothing. `ablate verify {folder.root}` checks the "
+                "files; runs that one process has trained can be trained again."
+            )
 
 
 def _kernels(recorded: str) -> str | dict[str, str]:

@@ -146,13 +146,12 @@ def test_a_stop_signal_lets_running_work_checkpoint_and_starts_nothing_more(exec
     items = [base(), train("long", "base", steps=200, pause=0.05), train("after", "long")]
     timer = threading.Thread(target=signal_when_started, args=(tmp_path, "train:long", signal.SIGUSR2))
     timer.start()
-    begun = time.monotonic()
     queue, _ = do(executor, tmp_path, items)
     timer.join()
-    assert time.monotonic() - begun < 9  # the work itself is 10 s long
     assert outcomes(queue) == {"base:base": "prepared", "train:long": "stopped"}
-    assert [item.id for item in queue.unsettled] == ["train:after"]
-    assert [event["kind"] for event in attempts.read_events(Folder(tmp_path).state("long"))] == ["stopped"]
+    assert ("start", "train:after") not in log(tmp_path)
+    (event,) = attempts.read_events(Folder(tmp_path).state("long"))
+    assert event["kind"] == "stopped" and event["tokens"] < 200, "at a step, and not at its last one"
 
 
 def signal_when_started(root: Path, name: str, number: int) -> None:

@@ -77,6 +77,17 @@ def test_verify_names_every_damaged_file_and_leaves_with_1(results: Folder, caps
     )
 
 
+def test_a_run_that_several_processes_have_trained_is_not_called_different(
+    results: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trunk = results.state(str(read_json(results.run_json("default", "d1"))["path"][0]))
+    env = read_json(trunk.attempt(0) / "env.json")
+    write_json(trunk.attempt(0) / "env.json", {**env, "numerics": {**env["numerics"], "world": 8, "strategy": "fsdp"}})
+    assert cli.call(["verify", str(results.root), "default/d1"]) == 2
+    said = capsys.readouterr().err
+    assert "default/d1 was trained by 8 processes together (fsdp; state" in said and "to rounding" in said
+
+
 def test_verify_does_not_trust_the_cache(results: Folder) -> None:
     write_json(results.root / ".checksums.json", {"schema": 1, "files": {}})
     model = results.state(end_of(results, "default", "d1")).checkpoint(1) / "model" / "model.safetensors"

@@ -100,7 +100,7 @@ def test_a_merge_starts_when_the_last_of_its_parts_is_there() -> None:
     last = queue.take()
     assert last is not None and last.id == "evaluate:m"
     done(queue, last)
-    assert queue.finished and queue.unsettled == []
+    assert queue.finished and queue.results.keys() == queue.items.keys()
 
 
 def test_a_part_that_is_made_again_is_waited_for_although_it_was_there() -> None:

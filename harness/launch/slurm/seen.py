@@ -55,9 +55,6 @@ class Seen:
                     found[item] = (submission, index)
         return found
 
-    def cancel_words(self, submission: Submission) -> list[str]:
-        return [submission.word(index) for index in submission.live]
-
 
 def observe(folder: Folder, queue: Queue) -> Seen:
     """Match what was submitted with the queue, and record what has left it. The caller holds the folder's lock."""
