@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.store.atomic import publish, staging_folder, sweep, writing
-from harness.store.home import expanded
+from harness.store.places import expanded
 
 VARIABLE = "ABLATE_CACHE"
 

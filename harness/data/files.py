@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.store.home import expanded
+from harness.store.places import expanded
 from harness.study.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")

@@ -22,7 +22,7 @@ from harness.data.documents import summarise, training_documents
 from harness.data.sources import Source, declared_sources, file_stamp
 from harness.plan.canonical import digest
 from harness.store.atomic import read_json, write_json
-from harness.store.home import expanded
+from harness.store.places import expanded
 from harness.study.errors import UserError, nearest
 
 Progress = Callable[[str], None]

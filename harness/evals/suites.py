@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from harness.evals.settings import EvalSettings, EvalTask, continuations_key, held_out_key, lm_eval_key
 from harness.evals.task_files import SUFFIX, own_task, read_task_file, stock_task
 from harness.plan.canonical import digest
-from harness.store.home import expanded
+from harness.store.places import expanded
 from harness.study.errors import UserError, nearest
 from harness.study.schema import EvalSpec
 

@@ -13,6 +13,7 @@ from harness.store import states
 from harness.store.atomic import publish, staging_folder, writing
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.store.places import check_folder_place
 from harness.study.errors import UserError, nearest
 
 
@@ -25,6 +26,7 @@ def export(folder: Folder, which: str, out: Path) -> Path:
     it = find(folder, which)
     if os.path.lexists(out):
         raise UserError(f"{out} exists already; export to a folder that does not.")
+    check_folder_place(out)
     final = out.absolute()
     with writing(final):
         staged = staging_folder(final)

@@ -27,6 +27,7 @@ from typing import Any
 from harness.store import processes
 from harness.store.atomic import writing
 from harness.store.layout import Folder
+from harness.store.places import check_folder_place
 from harness.study.errors import UserError
 
 NAME = ".lock"
@@ -46,7 +47,7 @@ def locked(folder: Folder, wait: bool = False, note: Note = lambda text: None) -
     Raises WriteFailed when the folder may not be written to.
     """
     path = folder.root / NAME
-    _check_place(folder.root)
+    check_folder_place(folder.root)
     with writing(path):
         folder.root.mkdir(parents=True, exist_ok=True)
         handle = _open(path)
@@ -70,13 +71,6 @@ def at_work(folder: Folder) -> bool:
     The lock itself is not tried, which would get in the way of a run that is starting."""
     record = _read(folder.root / NAME)
     return record is not None and processes.alive(record) is not False
-
-
-def _check_place(root: Path) -> None:
-    """Raise UserError where a file stands in the place of a results folder, or of one above it."""
-    for place in (root, *root.absolute().parents):
-        if place.is_file():
-            raise UserError(f"{place} is a file, so {root} is no place for results; expected a folder, or a new name.")
 
 
 def _check_folders(folder: Folder) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from harness.launch.status import read_plan, run_of
 from harness.plan.schedule import end_rate
 from harness.store import states
-from harness.store.home import expanded
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged
+from harness.store.places import expanded
 from harness.study.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from harness.launch.checksums import Checksums
 from harness.launch.promote import promoted
 from harness.plan.science import Identities
 from harness.store import manifests
-from harness.store.home import expanded
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.store.places import expanded
 from harness.study.errors import Mistake, UserError
 
 if TYPE_CHECKING:

@@ -29,14 +29,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ("run tiny.yaml -o file", "is a file, so file is no place for results"),
-        ("run tiny.yaml -o file/below", "is a file, so file/below is no place for results"),
+        ("run tiny.yaml -o file", "file is a file; expected a folder"),
+        ("run tiny.yaml -o file/below", "is a file, so file/below cannot lie below it"),
         ("run tiny.yaml -o loop", "loop: "),
         (f"run tiny.yaml -o {'x' * 300}", "File name too long"),
         ("plan tiny.yaml -o file", ""),
         ("plan tiny.yaml --curves file/below.csv", "cannot be written"),
         ("status file", "file/plan.json cannot be read (Not a directory)"),
-        ("export quickstart default/d1 file/below", ""),
         ("run homeless.yaml -o out", "there is no user `nobody-at-all`"),
         ("plan tiny.yaml --set base.model=~nobody-at-all/x", ""),
         ("eval quickstart", "the study of quickstart was"),

@@ -121,6 +121,8 @@ def test_export_copies_the_model_with_a_card(
         target = out if "exists" in said else tmp_path / "other"
         assert cli.call(["export", str(results.root), which, str(target)]) == 2
         assert said in capsys.readouterr().err
+    assert cli.call(["export", str(results.root), "more=0.3/d1", str(out / "README.md" / "below")]) == 2
+    assert "README.md is a file, so" in capsys.readouterr().err
 
 
 def test_logs_show_what_the_work_printed(unscored: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.store.home import expanded
+from harness.store.places import expanded
 from harness.study.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` and `~ada` at their beginning stand for home folders."""
+"""Places that people name: home folders (`~`, `~ada`) at the beginning of a path, and files where folders should be."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def expanded(path: str | Path) -> Path:
             f"`{path}`: {whose}, for which `{first}` stands; expected a whole path, or `./{first}` for a name that "
             "begins so."
         ) from None
+
+
+def check_folder_place(folder: Path) -> None:
+    """Raise UserError where a file stands in the place of `folder`, or of one above it."""
+    for place in (folder, *folder.absolute().parents):
+        if place.is_file():
+            where = "" if place == folder else f", so {folder} cannot lie below it"
+            raise UserError(f"{place} is a file{where}; expected a folder, or a name that is not there yet.")
