@@ -18,6 +18,7 @@ from typing import Any
 from harness.study.axes import (
     Axis,
     Change,
+    Over,
     check_alias,
     check_apart,
     mixture_axis,
@@ -43,13 +44,23 @@ CHOOSES = ("exclude", "when")  # rows of a grid or zip
 class Candidate:
     """An arm before it is resolved. `changes` are in the order in which they are applied.
 
-    drop: whether the arm is left out, instead of refused, where it serves a source more often than its `max_epochs`.
+    over: whether the arm is left out, or refused (as where nothing was written: None), where it serves a source more
+    often than its `max_epochs`.
     """
 
     name: str
     changes: tuple[Change, ...]
     origin: Path
-    drop: bool = False
+    over: Over | None = None
+
+    @property
+    def drop(self) -> bool:
+        return self.over == "drop"
+
+    @property
+    def varied(self) -> frozenset[str]:
+        """The sources whose shares it declares to vary."""
+        return frozenset(name for change in self.changes for name in change.varied)
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -77,6 +88,8 @@ def expand(document: Mapping[str, Any]) -> list[Candidate]:
                     f"two arms have the name `{arm.name}` and different changes; expected one name for each, "
                     "which `cases` can give",
                 )
+            if known.over != arm.over:
+                arms[arm.name] = replace(known, over=_stricter((known.over, arm.over)))
     return list(arms.values())
 
 
@@ -92,10 +105,31 @@ def _item(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) ->
     if "as" in item and name != "zip":
         message = f"names the rows of a zip, not of `{name}`; expected it beside the path of an axis"
         raise Mistake((*origin, "as"), message, at_key=True)
+    for place, over in _overs(item, name, origin):
+        if over == "drop" and not any("max_epochs" in (source or {}) for source in document["sources"].values()):
+            message = "drops nothing: no source has a `max_epochs`; expected one, or no `over`"
+            raise Mistake((*place, "over"), message, at_key=True)
     arms = _READERS[name](document, item, origin)
-    if item.get("over") == "drop":
-        return (replace(arm, drop=True) for arm in arms)
+    if "over" in item:  # what stands further inside was meant for less, and wins
+        return (arm if arm.over is not None else replace(arm, over=item["over"]) for arm in arms)
     return arms
+
+
+def _overs(item: Mapping[str, Any], name: str, origin: Path) -> Iterator[tuple[Path, Over | None]]:
+    """What an item says of arms that serve a source too often, everywhere it can, with the place of the block."""
+    yield origin, item.get("over")
+    inner = item[name]
+    if name in ("mixture", "add_one", "leave_one_out"):
+        yield (*origin, name), inner.get("over")
+    elif name in ("grid", "zip"):
+        for index, axis in enumerate(inner):
+            if isinstance(axis.get("mixture"), Mapping):
+                yield (*origin, name, index, "mixture"), axis["mixture"].get("over")
+
+
+def _stricter(said: Iterable[Over | None]) -> Over | None:
+    """The one that refuses, of several that bear on one arm."""
+    return min((over for over in said if over is not None), key=("error", "drop").index, default=None)
 
 
 def _grid(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path) -> Iterator[Candidate]:
@@ -162,7 +196,7 @@ def _named(rows: Iterable[tuple[Change, ...]]) -> Iterator[Candidate]:
         by_path = row if len(row) == 1 else sorted(row, key=_by_path)
         applied = tuple(sorted(by_path, key=_applied))
         label = ",".join([change.label for change in by_path if change.label])
-        yield Candidate(arm_name(label), applied, row[0].origin, any(change.drop for change in row))
+        yield Candidate(arm_name(label), applied, row[0].origin, _stricter(change.over for change in row))
 
 
 def _applied(change: Change) -> tuple[bool, int]:
@@ -206,8 +240,9 @@ def _add_one(document: Mapping[str, Any], item: Mapping[str, Any], origin: Path)
     """Each change alone, or each source at its share in an otherwise unchanged mixture."""
     block, where = item["add_one"], (*origin, "add_one")
     if _form(block, where, ("of", "values", "absorb")) == "changes":
-        changes = block["changes"].items()
-        return _named((read_change(document, path, value, (*where, "changes", path), path),) for path, value in changes)
+        places = {path: (*where, "changes", path) for path in block["changes"]}
+        read = [read_change(document, path, block["changes"][path], place, path) for path, place in places.items()]
+        return _named((replace(change, over=block.get("over")),) for change in read)
     values = {name: parse_share(share) for name, share in block["values"].items()}
     return _of_mixture(document, block, values, where, lambda name: f"{name}={value_text(block['values'][name])}")
 
@@ -216,7 +251,7 @@ def _leave_one_out(document: Mapping[str, Any], item: Mapping[str, Any], origin:
     """All changes but each in turn, after the arm that has them all; or a mixture without each of its sources."""
     block, where = item["leave_one_out"], (*origin, "leave_one_out")
     if _form(block, where, ("of", "absorb")) == "changes":
-        return _all_but_one(document, block["changes"], (*where, "changes"), block.get("over") == "drop")
+        return _all_but_one(document, block["changes"], (*where, "changes"), block.get("over"))
     mixture = stage_mixture(document, _stage_of(block["of"], where), (*where, "of"))
     names = [name for name, share in mixture.items() if parse_share(share) and name != block["absorb"]]
     if len(names) + (block["absorb"] in mixture) < 2:
@@ -225,13 +260,13 @@ def _leave_one_out(document: Mapping[str, Any], item: Mapping[str, Any], origin:
 
 
 def _all_but_one(
-    document: Mapping[str, Any], changes: Mapping[str, Any], where: Path, drop: bool
+    document: Mapping[str, Any], changes: Mapping[str, Any], where: Path, over: Over | None
 ) -> Iterator[Candidate]:
     every = _together(document, changes, where, "leave_one_out")
-    yield replace(next(_named([every])), drop=drop)
+    yield replace(next(_named([every])), over=over)
     for left_out in every:
         rest = tuple(change for change in every if change is not left_out)
-        yield Candidate(arm_name(f"without-{left_out.label}"), rest, left_out.origin, drop)
+        yield Candidate(arm_name(f"without-{left_out.label}"), rest, left_out.origin, over)
 
 
 def _form(block: Mapping[str, Any], where: Path, of_mixture: tuple[str, ...]) -> str:
@@ -267,7 +302,7 @@ def _of_mixture(
     """One arm a source: its share is set, `absorb` takes or gives the difference."""
     stage = _stage_of(block["of"], where)
     mixture, path = stage_mixture(document, stage, (*where, "of")), ("stages", stage, "mixture")
-    sources, drop = list(document["sources"]), block.get("over") == "drop"
+    sources = list(document["sources"])
     for name, share in values.items():
         if name not in sources:
             message = f"there is no source `{name}`; {nearest(name, sources)}"
@@ -275,7 +310,7 @@ def _of_mixture(
         place = (*where, "values", name) if "values" in block else (*where, "of")
         shares = absorb(mixture, name, [share], block["absorb"], sources, where, [place])[0]
         level = block["values"][name] if "values" in block else 0
-        change = Change(path, dotted(path), shares, label(name), name, level, place, drop)
+        change = Change(path, dotted(path), shares, label(name), name, level, place, block.get("over"), (name,))
         yield next(_named([(change,)]))
 
 

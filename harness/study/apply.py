@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.study.axes import Change
-from harness.study.merge import change
+from harness.study.includes import change
 
 
 class Applier:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from harness.study.checks import check_name
 from harness.study.errors import Mistake, nearest
-from harness.study.merge import inherit
+from harness.study.includes import inherit
 from harness.study.mixtures import absorb, members
 from harness.study.paths import Path, dotted, find_path
 from harness.study.schema import ArmSpec, MixtureAxis
 from harness.study.units import kind
 from harness.study.validate import validate
 
+Over = Literal["error", "drop"]
 OPTIONS = ("as", "when")  # what may stand beside the path of an axis
 
 
@@ -27,8 +28,8 @@ class Change:
     """One change of an arm: `value` at `path` (`dotted` as text). `label` is its part of the arm's name.
 
     written: what the user calls it: an alias, a path or the sources of a mixture axis; level: the value that the user
-    wrote. origin: the path in the document where the value was written. drop: whether an arm that repeats a source
-    more often than its `max_epochs` may be left out.
+    wrote. origin: the path in the document where the value was written. over: what was written of an arm that repeats a
+    source more often than its `max_epochs`, None where nothing was. varied: the sources of a mixture axis.
     """
 
     path: tuple[str, ...]
@@ -38,7 +39,8 @@ class Change:
     written: str
     level: Any
     origin: Path
-    drop: bool = False
+    over: Over | None = None
+    varied: tuple[str, ...] = ()
 
     @property
     def of_mixture(self) -> bool:
@@ -177,11 +179,12 @@ def mixture_axis(document: Mapping[str, Any], values: Any, origin: Path) -> Axis
         raise Mistake((*origin, *mistake.path), mistake.message, mistake.at_key) from None
     mixture = stage_mixture(document, axis.stage, (*origin, "stage"))
     path = ("stages", axis.stage, "mixture")
-    varied = "+".join(members(axis.vary))
+    sources = tuple(members(axis.vary))
+    varied, over = "+".join(sources), values.get("over")
     places: list[Path] = [(*origin, "values", index) for index in range(len(axis.values))]
     mixed = absorb(mixture, axis.vary, axis.values, axis.absorb, list(document["sources"]), origin, places)
     changes = [
-        Change(path, dotted(path), shares, f"{varied}={value_text(level)}", varied, level, place, axis.over == "drop")
+        Change(path, dotted(path), shares, f"{varied}={value_text(level)}", varied, level, place, over, sources)
         for level, shares, place in zip(values["values"], mixed, places, strict=True)
     ]
     return alias(document, Axis(changes, axis.when, (*origin, "when")), axis.as_, (*origin, "as"))

@@ -17,7 +17,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from harness.study.blocks import Block
 from harness.study.errors import Mistake, StudyError, nearest
-from harness.study.merge import change, merge
+from harness.study.includes import change, merge
 from harness.study.paths import Path, dotted, find_path, has
 
 _TAG = "tag:yaml.org,2002:"

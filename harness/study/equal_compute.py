@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.study.axes import Change
 from harness.study.errors import Mistake, nearest
-from harness.study.merge import change
+from harness.study.includes import change
 from harness.study.treatment import Stage, Treatment
 
 Cost = Callable[[int], int]  # context length → floating-point operations per trained token

@@ -259,3 +259,44 @@ def test_a_group_keeps_its_ratio_and_the_shares_their_sum(parts: list[int], leve
     assert mixed["code"] * parts[2] == mixed["math"] * parts[1]
     assert mixed["code"] + mixed["math"] == Fraction(level, 20)
     assert arm.name == f"code+math={level}-20"
+
+
+CAPPED = {**STUDY, "sources": {"web": {}, "code": {}, "math": {"max_epochs": 4}}}
+LENGTHS = {"stages.decay.tokens": 512, "stages.decay.lr.shape": "cosine"}
+SHARE = {"stage": "decay", "vary": "math", "values": [0.4], "absorb": "web"}
+
+
+@pytest.mark.parametrize(
+    ("item", "dropped"),
+    [
+        ({"add_one": {"changes": LENGTHS, "over": "drop"}}, True),
+        ({"add_one": {"of": "stages.decay.mixture", "values": {"math": 0.4}, "absorb": "web", "over": "drop"}}, True),
+        ({"leave_one_out": {"changes": LENGTHS, "over": "drop"}}, True),
+        ({"one_at_a_time": {"stages.decay.tokens": [512]}, "over": "drop"}, True),
+        ({"mixture": {**SHARE, "over": "drop"}, "over": "error"}, True),
+        ({"mixture": {**SHARE, "over": "error"}, "over": "drop"}, False),
+        ({"grid": [{"mixture": {**SHARE, "over": "error"}}], "over": "drop"}, False),
+        ({"add_one": {"changes": LENGTHS, "over": "error"}, "over": "drop"}, False),
+    ],
+)
+def test_over_acts_wherever_it_may_stand_and_the_inner_one_wins(item: dict[str, Any], dropped: bool) -> None:
+    assert {arm.drop for arm in expand({**CAPPED, "ablate": [item]})} == {dropped}
+
+
+def test_of_two_items_that_yield_one_arm_the_one_that_refuses_wins() -> None:
+    items = [{"one_at_a_time": {"stages.decay.tokens": [512]}, "over": over} for over in ("drop", "error")]
+    assert [[arm.drop for arm in expand({**CAPPED, "ablate": some})] for some in (items, items[::-1])] == [[False]] * 2
+
+
+@pytest.mark.parametrize(
+    ("item", "place"),
+    [
+        ({"cases": {"short": LENGTHS}, "over": "drop"}, ("ablate", 0, "over")),
+        ({"add_one": {"changes": LENGTHS, "over": "drop"}}, ("ablate", 0, "add_one", "over")),
+        ({"grid": [{"mixture": {**SHARE, "over": "drop"}}]}, ("ablate", 0, "grid", 0, "mixture", "over")),
+    ],
+)
+def test_dropping_is_refused_where_no_source_has_a_cap(item: dict[str, Any], place: tuple[Any, ...]) -> None:
+    with pytest.raises(Mistake, match="drops nothing: no source has a `max_epochs`") as caught:
+        expand({**STUDY, "ablate": [item]})
+    assert caught.value.path == place

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.study.merge import change, inherit, merge
+from harness.study.includes import change, inherit, merge
 
 names = st.sampled_from("abcd")
 scalars = st.integers(0, 9) | st.sampled_from(["x", "y"])
