@@ -196,6 +196,10 @@ def check_compare(spec: CompareSpec, arms: Iterable[str], study: StudySpec) -> N
             raise Mistake(("compare", key), message)
         if arm is not None and arm not in names:
             raise Mistake(("compare", key), f"there is no arm `{arm}`; {nearest(arm, names)}")
+    if spec.control == spec.baseline:
+        message = f"`{spec.control}` is the baseline, with which every arm is compared already; expected another arm"
+        allowed = f"`allow: {{{spec.baseline}: [no-control]}}` where the baseline itself is the control"
+        raise Mistake(("compare", "control"), f"{message}, or {allowed}")
     names |= dict.fromkeys([*study.merge, *(control.name for control in study.controls)])
     for arm in spec.allow:
         if arm not in names:
@@ -210,6 +214,10 @@ def check_compare(spec: CompareSpec, arms: Iterable[str], study: StudySpec) -> N
         other = "flops" if spec.equal == "tokens" else "tokens"
         message = f"the arms are compared at equal {spec.equal} already; expected {other}"
         raise Mistake(("compare", "report_also"), message)
+    for key in ("primary", "not_worse", "control"):
+        if getattr(spec, key) and "end" not in study.eval.labels:
+            message = "is compared at the end of training, and `eval.at` does not name it; expected `end` in eval.at"
+            raise Mistake(("compare", key), message, at_key=True)
 
 
 def check_resources(rules: Sequence[ResourcesRule], arms: Iterable[str], stages: Sequence[str]) -> None:

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 from harness.study.bases import resolve_base
 from harness.study.errors import Mistake, nearest
-from harness.study.lengths import Lengths
 from harness.study.includes import merge
+from harness.study.lengths import Lengths
 from harness.study.mixtures import read_mixture
 from harness.study.optimizers import check_stages, check_states, read_optimizer, switches
 from harness.study.paths import Path

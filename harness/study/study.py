@@ -17,6 +17,7 @@ from harness.study.controls import Control, control_arms, resolve_controls
 from harness.study.document import Document, load
 from harness.study.equal_compute import Cost
 from harness.study.errors import Mistake, StudyError
+from harness.study.intervals import check_intervals
 from harness.study.merges import Merge, resolve_merges
 from harness.study.optimizers import check_average
 from harness.study.paths import Path, dotted
@@ -103,6 +104,7 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         arms, waiting = _arms(candidates, default, document, resolver)
     try:
         check_average(spec.eval.at, (default, *arms))
+        check_intervals(spec, (default, *arms), waiting)
         trained = {arm.name: arm for arm in (default, *arms)}
         replicates = [seeds.name for seeds in seed_sets]
         merges = resolve_merges(spec, document.values.get("merge") or {}, trained, replicates, resolver.lengths)
@@ -176,6 +178,10 @@ def at_cost(study: Study, cost: Cost) -> Study:
             arms[name] = replace(arms[name], treatment=own)
         except Mistake as mistake:
             raise located(study.document, mistake, candidate) from None
+    try:
+        check_intervals(study.spec, tuple(arms.values()))
+    except Mistake as mistake:
+        raise study.error(mistake) from None
     doubled = control_arms(study.controls, arms)
     return replace(study, arms=tuple(arms.values()), notes=tuple(notes), control_arms=doubled, unsolved=())
 

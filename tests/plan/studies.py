@@ -43,14 +43,14 @@ ITEMS = """
 TASK = TaskRef("smoke@1", "smoke", "lm_eval", "k" * 64, "acc")
 
 
-def write(folder: Path, items: str = ITEMS, compare: str = "control: default") -> Path:
+def write(folder: Path, items: str = ITEMS, compare: str = "allow: {default: [no-control]}") -> Path:
     path = folder / "small.yaml"
     path.write_text(TEXT.replace("ITEMS", items.strip("\n")).replace(", COMPARE", ", " + compare if compare else ""))
     return path
 
 
 def study(
-    folder: Path, items: str = ITEMS, compare: str = "control: default", overrides: tuple[str, ...] = ()
+    folder: Path, items: str = ITEMS, compare: str = "allow: {default: [no-control]}", overrides: tuple[str, ...] = ()
 ) -> Study:
     return load_study(write(folder, items, compare), overrides)
 

@@ -18,7 +18,7 @@ from tests.plan.studies import identities, study
 from tests.plan.test_lint_results import TESTED as TESTED_OF_RESULTS
 
 
-def findings(folder: Path, items: str, compare: str = "control: default", *overrides: str) -> list[Lint]:
+def findings(folder: Path, items: str, compare: str = "allow: {default: [no-control]}", *overrides: str) -> list[Lint]:
     return build_plan(study(folder, items, compare, overrides), identities()).lint
 
 
@@ -34,7 +34,7 @@ def test_a_planted_case_is_found_and_can_be_allowed_by_name(tmp_path: Path, code
     items, level, arm = PLANTED[code]
     found = [item for item in findings(tmp_path, items) if item.code == code]
     assert [(item.level, item.arm) for item in found] == [(level, arm)]
-    allowed = f"control: default, allow: {{{arm}: [{code}]}}"
+    allowed = f"allow: {{default: [no-control], {arm}: [{code}]}}"
     assert code not in {item.code for item in findings(tmp_path, items, allowed)}
 
 
@@ -50,7 +50,7 @@ def test_a_study_without_a_control_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_cold_optimizer_at_full_rate_is_told_so(tmp_path: Path) -> None:
-    found = findings(tmp_path, "  []", "control: default", "stages.stable.lr={shape: constant}")
+    found = findings(tmp_path, "  []", "allow: {default: [no-control]}", "stages.stable.lr={shape: constant}")
     assert [(item.level, item.code, item.arm) for item in found] == [("warning", "cold-without-warmup", "default")]
 
 
@@ -88,17 +88,21 @@ def test_what_follows_from_a_declared_change_is_not_undeclared(tmp_path: Path) -
 
 def test_allowing_what_is_no_finding_is_a_mistake_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="did you mean `schedule-open`") as caught:
-        findings(tmp_path, "  []", "control: default, allow: {default: [shedule-open]}")
-    assert caught.value.path == ("compare", "allow", "default", 0)
+        findings(tmp_path, "  []", "allow: {default: [no-control, shedule-open]}")
+    assert caught.value.path == ("compare", "allow", "default", 1)
 
 
 def test_equal_flops_is_checked_where_equal_tokens_would_not_do(tmp_path: Path) -> None:
     longer = "  - cases: {long: {train.context.length: 512}}"
     assert "unequal-flops" not in {item.code for item in findings(tmp_path, longer)}
-    found = [item for item in findings(tmp_path, longer, "control: default, equal: flops") if item.level == "error"]
+    found = [
+        item
+        for item in findings(tmp_path, longer, "allow: {default: [no-control]}, equal: flops")
+        if item.level == "error"
+    ]
     assert [(item.code, item.arm) for item in found] == [("unequal-flops", "long")]
     more = "  - cases: {more: {total: ~120k}}"
-    codes = {item.code for item in findings(tmp_path, more, "control: default, equal: flops")}
+    codes = {item.code for item in findings(tmp_path, more, "allow: {default: [no-control]}, equal: flops")}
     assert "unequal-flops" in codes and "unequal-tokens" not in codes
 
 
@@ -120,7 +124,7 @@ def test_a_stage_that_takes_an_annealed_rate_up_again_is_told_with_both_rates(tm
     found = [item for item in findings(tmp_path, items) if item.code == "rewarms-annealed-base"]
     assert [(item.level, item.arm) for item in found] == [("warning", "again")]
     assert "`stable` was left at a rate of 0 and `decay` takes it up to 0.001" in found[0].message
-    allowed = "control: default, allow: {again: [rewarms-annealed-base]}"
+    allowed = "allow: {default: [no-control], again: [rewarms-annealed-base]}"
     assert "rewarms-annealed-base" not in {item.code for item in findings(tmp_path, items, allowed)}
 
 
@@ -150,7 +154,9 @@ def lengths(web: int, math: int) -> dict[str, Any]:
     }
 
 
-def unused(folder: Path, items: str, manifests: dict[str, Any], compare: str = "control: default") -> list[Lint]:
+def unused(
+    folder: Path, items: str, manifests: dict[str, Any], compare: str = "allow: {default: [no-control]}"
+) -> list[Lint]:
     plan = build_plan(study(folder, items, compare), identities(), sources=manifests)
     return [item for item in plan.lint if item.code == "context-unused"]
 
@@ -160,7 +166,7 @@ def test_a_longer_window_over_short_documents_is_told_with_its_share_weighted_by
     assert (found.level, found.arm) == ("warning", "long")
     assert "window of 512" in found.message and "2.90%" in found.message and "farther than 128" in found.message
     assert not unused(tmp_path, LONG, lengths(web=40, math=200))  # 5.6 %
-    assert not unused(tmp_path, LONG, lengths(10, 200), "control: default, allow: {long: [context-unused]}")
+    assert not unused(tmp_path, LONG, lengths(10, 200), "allow: {default: [no-control], long: [context-unused]}")
 
 
 def test_a_window_is_not_called_unused_where_documents_are_joined_or_lengths_not_known(tmp_path: Path) -> None:

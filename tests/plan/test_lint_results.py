@@ -35,7 +35,7 @@ def done(state: str, numerics: Mapping[str, str] = NUMERICS, code: str = "a", **
 
 
 def planned(
-    folder: Path, observed: Observed = Observed(), compare: str = "control: default", share: bool = True
+    folder: Path, observed: Observed = Observed(), compare: str = "allow: {default: [no-control]}", share: bool = True
 ) -> Plan:
     return build_plan(study(folder, ITEMS, compare), identities(), None, [TASK], observed, share)
 
@@ -51,7 +51,7 @@ def leaf(plan: Plan, arm: str = ARM, seeds: str = "d1") -> str:
     return next(run.path[-1] for run in plan.runs if run.name == f"{arm}/{seeds}")
 
 
-def found(folder: Path, observed: Observed, code: str, compare: str = "control: default") -> list[Lint]:
+def found(folder: Path, observed: Observed, code: str, compare: str = "allow: {default: [no-control]}") -> list[Lint]:
     return [item for item in planned(folder, observed, compare).lint if item.code == code]
 
 
@@ -73,7 +73,9 @@ def test_every_field_of_numerics_that_differs_between_two_arms_is_named_with_bot
     (item,) = found(tmp_path, seen, "different-numerics")
     assert (item.level, item.arm) == ("warning", ARM)
     assert f"{field} {', '.join(sorted({NUMERICS[field], 'other'}))}; baseline {NUMERICS[field]}" in item.message
-    assert not found(tmp_path, seen, "different-numerics", f"control: default, allow: {{{ARM}: [different-numerics]}}")
+    assert not found(
+        tmp_path, seen, "different-numerics", f"allow: {{default: [no-control], {ARM}: [different-numerics]}}"
+    )
 
 
 def test_numerics_that_differ_between_seeds_and_not_between_arms_are_no_finding(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_two_code_snapshots_among_compared_arms_are_named(tmp_path: Path) -> Non
     (item,) = found(tmp_path, seen, "different-code")
     assert (item.level, item.arm) == ("warning", ARM)
     assert "a" * 12 in item.message and "b" * 12 in item.message
-    assert not found(tmp_path, seen, "different-code", f"control: default, allow: {{{ARM}: [different-code]}}")
+    assert not found(tmp_path, seen, "different-code", f"allow: {{default: [no-control], {ARM}: [different-code]}}")
 
 
 def test_code_of_a_trunk_that_both_arms_share_is_no_finding(tmp_path: Path) -> None:
@@ -111,7 +113,7 @@ def test_weights_with_another_tokenizer_beside_them_cannot_be_compared(tmp_path:
     assert (item.level, item.arm) == ("error", ARM)
     assert "u" * 12 in item.message and "t" * 12 in item.message
     assert not found(
-        tmp_path, seen, "different-tokenizer", f"control: default, allow: {{{ARM}: [different-tokenizer]}}"
+        tmp_path, seen, "different-tokenizer", f"allow: {{default: [no-control], {ARM}: [different-tokenizer]}}"
     )
 
 
@@ -141,7 +143,7 @@ def test_results_of_one_task_with_other_versions_or_settings_are_named(tmp_path:
     (item,) = found(tmp_path, replace(seen, results=changed), "different-evaluation")
     assert (item.level, item.arm) == ("warning", ARM)
     assert "smoke@1: smoke: versions.lm_eval 0.4.12; baseline 0.4.13" in item.message
-    allowed = f"control: default, allow: {{{ARM}: [different-evaluation]}}"
+    allowed = f"allow: {{default: [no-control], {ARM}: [different-evaluation]}}"
     assert not found(tmp_path, replace(seen, results=changed), "different-evaluation", allowed)
 
 
@@ -177,7 +179,7 @@ def test_updates_that_were_computed_twice_and_differ_are_told_with_their_place(t
     (item,) = found(tmp_path, seen, "same-declaration-different-results")
     assert (item.level, item.arm) == ("warning", ARM)
     assert "2 updates of `decay`" in item.message and "90,112" in item.message
-    allowed = f"control: default, allow: {{{ARM}: [same-declaration-different-results]}}"
+    allowed = f"allow: {{default: [no-control], {ARM}: [same-declaration-different-results]}}"
     assert not found(tmp_path, seen, "same-declaration-different-results", allowed)
 
 

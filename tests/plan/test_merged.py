@@ -35,7 +35,11 @@ ALL = SOUP + ARMS + WSM
 
 def _plan(folder: Path, merge: str = ALL, overrides: tuple[str, ...] = (), items: str = ITEMS, **options: Any) -> Plan:
     block = f"merge:\n{merge}" if merge else ""
-    text = TEXT.replace("ITEMS", items.strip("\n")).replace(", COMPARE", ", control: default").replace("~100k", "40960")
+    text = (
+        TEXT.replace("ITEMS", items.strip("\n"))
+        .replace(", COMPARE", ", allow: {default: [no-control]}")
+        .replace("~100k", "40960")
+    )
     path = folder / "small.yaml"
     path.write_text(text.replace("~10k", "10240").replace("seeds:", f"{block}seeds:"))
     return build_plan(load_study(path, overrides), identities(), tasks=[TASK], **options)

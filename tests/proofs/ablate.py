@@ -42,7 +42,7 @@ ablate:
       mix: {stages.decay.mixture: {web: 0.5, math: 0.5}}
       long: {stages.decay.context: {length: 256, rope: {type: default, theta: 4.0e+4}}}
 seeds: {data: [1, 2]}
-compare: {control: default}
+compare: {allow: {default: [no-control]}}
 launch: {jobs: 2, checkpoint_every: 5120}
 """
 DECAYS = "~10k, ~15k"

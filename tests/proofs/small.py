@@ -27,7 +27,7 @@ stages:
 ablate:
   - mixture: {stage: decay, vary: more, values: [0.3], absorb: sums}
 seeds: {data: [1]}
-compare: {control: default, primary: [bpb.sums]}
+compare: {allow: {default: [no-control]}, primary: [bpb.sums]}
 eval: {at: [end], max_length: 64, held_out: {window: 64, documents: 4}}
 launch: {jobs: 1, checkpoint_every: 2560}
 """

@@ -43,7 +43,7 @@ ablate:
   - cases:
       unguarded: {train.optimizer.skip_spikes: null}
 seeds: {data: [1]}
-compare: {control: default, allow: {default: [schedule-open]}}
+compare: {allow: {default: [schedule-open, no-control]}}
 launch: {jobs: 2, checkpoint_every: 2560}
 """
 

@@ -69,7 +69,7 @@ def test_equal_early_failures_hold_the_rest_of_the_array(cluster: Cluster, tmp_p
     """Two trunks are the canary and its follower; then 22 decays start on 8 processors and all fail alike."""
     values = ", ".join(f"{0.02 * number:.2f}" for number in range(11))
     study = write(tmp_path, values=f"[{values}]")
-    study.write_text(study.read_text().replace("control: more=0}", "control: default}"))
+    study.write_text(study.read_text().replace("control: more=0}", "allow: {default: [no-control]}}"))
     folder = Folder(tmp_path / "results")
     names = [f"{arm}/d{seed}" for arm in ("default", *(f"more={0.02 * at:g}" for at in range(11))) for seed in (1, 2)]
     behave(folder, {name: {"end": "error", "pause": 0.2, "steps": 1} for name in names})

@@ -56,7 +56,7 @@ def test_a_hundred_runs_complete_with_short_arrays_and_a_full_queue(
     shim(monkeypatch, tmp_path / "bin", "sbatch", script.replace("REFUSAL", str(RECORDED / "submit-limit.txt")))
     values = ", ".join(f"{0.01 * number:.2f}" for number in range(49))
     study = write(tmp_path, values=f"[{values}]")
-    study.write_text(study.read_text().replace("control: more=0}", "control: default}"))
+    study.write_text(study.read_text().replace("control: more=0}", "allow: {default: [no-control]}}"))
     report, _ = submit(study)
     assert len(report.ended.runs) == 100
     folder = report.folder
@@ -72,7 +72,7 @@ def test_a_hundred_runs_complete_with_short_arrays_and_a_full_queue(
 def test_at_most_so_many_runs_at_once_over_all_arrays(small: Cluster, tmp_path: Path) -> None:
     values = ", ".join(f"{0.02 * number:.2f}" for number in range(11))
     study = write(tmp_path, launch="launch: {device: cpu, parallel: 3}\n", values=f"[{values}]")
-    study.write_text(study.read_text().replace("control: more=0}", "control: default}"))
+    study.write_text(study.read_text().replace("control: more=0}", "allow: {default: [no-control]}}"))
     folder = Folder(tmp_path / "results")
     behave(
         folder, {f"more={0.02 * at:g}/d{seed}": {"steps": 1, "pause": 0.3} for at in range(1, 11) for seed in (1, 2)}

@@ -34,7 +34,7 @@ def test_a_thousand_runs_are_submitted_in_few_calls_and_looked_at_in_one(
     cluster.command("scontrol", "update", "partitionname=low", "state=down")
     values = ", ".join(f"{0.002 * number:.3f}" for number in range(249))
     study = write(tmp_path, values=f"[{values}]", seeds="[1, 2, 3, 4]")
-    study.write_text(study.read_text().replace("control: more=0}", "control: default}"))
+    study.write_text(study.read_text().replace("control: more=0}", "allow: {default: [no-control]}}"))
     root = tmp_path / "results"
     prepare.resolved_plan(prepare.load(study), Folder(root), True, print)  # tokenizes, and looks at the base model
     calls()
