@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from analysis.items import Items, read_items
 from analysis.metrics import Metric, family_of, guess_direction, in_order, metric_name, suite_name
+from harness.plan.records import own_names
 from harness.store import attempts, evaluations, plans, states
 from harness.store.atomic import read_json
 from harness.store.layout import Folder
@@ -305,7 +306,7 @@ def _read_plan(folder: Folder) -> Mapping[str, Any]:
 
 def _arms(plan: Mapping[str, Any]) -> tuple[tuple[Arm, ...], dict[str, str]]:
     """The distinct arms with their aliases, and every name → the arm that carries it."""
-    canonical = {arm["name"]: str(arm.get("same_as") or arm["name"]) for arm in plan["arms"]}
+    canonical = own_names((arm["name"], arm.get("same_as")) for arm in plan["arms"])
     arms = tuple(
         Arm(
             name=arm["name"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.plan.canonical import digest
 from harness.plan.fingerprint import LENGTH
 from harness.plan.merges import coefficients_of, decay_weights, enter, mean_recipe, normalised
-from harness.plan.records import END, PlanArm, PlanRun, Point
+from harness.plan.records import END, PlanArm, PlanRun, Point, names_of
 from harness.study.errors import Mistake
 from harness.study.merges import cuts
 from harness.study.treatment import pooled
@@ -25,7 +25,7 @@ Part = tuple[int, int]  # a run, by its index, and the token of its path at whic
 
 def cuts_of(study: Study, arms: Sequence[PlanArm]) -> dict[str, set[int]]:
     """Arm that is trained → tokens at which a merge needs its state. Raises Mistake."""
-    trained = {arm.name: arm.same_as or arm.name for arm in arms}
+    trained = names_of(arms)
     found: dict[str, set[int]] = {}
     for merge in study.merges:
         if merge.of == "checkpoints":
@@ -43,7 +43,7 @@ class Merged:
         self._study, self._arms, self._runs, self._segments = study, arms, runs, segments
         self._costs_known = costs_known
         own = {arm.name: arm for arm in arms}
-        self._of_name = {arm.name: own[arm.same_as or arm.name] for arm in arms}
+        self._of_name = {name: own[trained] for name, trained in names_of(arms).items()}
         self._first_with: dict[str, str] = {}
 
     def enter(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from harness.plan.lint.results import lint_results
 from harness.plan.merged import Merged, behind, cuts_of
 from harness.plan.merges import EMA, add_averages
 from harness.plan.observed import NOTHING, Observed, TaskRef
-from harness.plan.records import BASE, END, BaseState, PlanArm, PlanEval, PlanRun, Point
+from harness.plan.records import BASE, END, BaseState, PlanArm, PlanEval, PlanRun, Point, names_of
 from harness.plan.rope import check_ropes
 from harness.plan.science import Identities, PathBuilder, Piece, base_science, data_seeds, seeds_change_at
 from harness.plan.stale import stale_states, without
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from harness.study.treatment import Arm, Treatment
 
 
-@dataclass(slots=True)
+@dataclass
 class Plan:
     """Everything that `ablate plan` prints and `ablate run` does."""
 
@@ -88,23 +89,32 @@ class Plan:
             "pieces": pieces,
         }
 
+    @cached_property
+    def _changes(self) -> Mapping[str, Mapping[str, Any]]:
+        return {arm.name: arm.changes for arm in self.arms}
+
+    @cached_property
+    def _evals_of(self) -> Mapping[str, list[PlanEval]]:
+        found: dict[str, list[PlanEval]] = {}
+        for item in self.evals:
+            found.setdefault(item.run, []).append(item)
+        return found
+
     def run_json(self, run: PlanRun) -> dict[str, Any]:
-        """`run.json`: the run's path, points and evaluations."""
-        arm = next(arm for arm in self.arms if arm.name == run.arm)
+        """`run.json`: the run's path, points and evaluations, of a plan that is complete."""
         return {
             "name": run.name,
             "arm": run.arm,
             "seeds": run.seeds.declared,
             "seed_set": run.seeds.name,
-            "changes": dict(arm.changes),
+            "changes": dict(self._changes[run.arm]),
             "base": run.base,
             "path": run.path,
             "points": [_point_json(point) for point in run.points],
             **self._made_of(run),
             "evals": [
                 {"point": item.label, "key": item.task.key, "suite": item.task.suite, "task": item.task.task}
-                for item in self.evals
-                if item.run == run.name
+                for item in self._evals_of.get(run.name, ())
             ],
         }
 
@@ -234,7 +244,7 @@ def build_plan(
     flops = None if shape is None else _path_flops(runs, segments, shape)
     made = _made(arms, runs, segments)
     found = lint_results(plan, observed, share)
-    plan.lint = lint(study, rates, flops, read_lengths(sources, base_manifest), found, made)
+    plan.lint = lint(study, names_of(arms), rates, flops, read_lengths(sources, base_manifest), found, made)
     return plan
 
 

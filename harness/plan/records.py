@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,16 @@ class PlanArm:
     same_as: str | None
     control: bool = False
     merge: str | None = None
+
+
+def own_names(arms: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """Name of an arm → the name under which its science is trained. arms: (name, same_as)."""
+    return {name: same_as or name for name, same_as in arms}
+
+
+def names_of(arms: Iterable[PlanArm]) -> dict[str, str]:
+    """`own_names` of the arms of a plan."""
+    return own_names((arm.name, arm.same_as) for arm in arms)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ Two walls: `treatments`, `schedules` and `context` read what is declared; `resul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from harness.plan.lint.treatments import Facts, Made, source_tokens, unequal_flo
 
 if TYPE_CHECKING:
     from harness.study import Study
+    from harness.study.schema import CompareSpec
 
 __all__ = ["CODES", "OF_RESULTS", "OF_TREATMENTS", "Lengths", "Lint", "Made", "Path", "lint", "source_tokens"]
 
@@ -37,6 +38,7 @@ NO_CONTROL = (
 
 def lint(
     study: Study,
+    own: Mapping[str, str],
     paths: Mapping[str, Path],
     flops: Mapping[str, int] | None = None,
     lengths: Lengths | None = None,
@@ -45,27 +47,26 @@ def lint(
 ) -> list[Lint]:
     """Findings against the study's baseline, allowed ones left out.
 
-    paths: the schedule of each arm that is trained, by name. flops: of the path of each of them; None while the model
-    is not known. lengths: of the sources' documents, as far as they are known. of_results: what `results` has found.
-    merged: what each arm is made of that is made of others' weights.
+    own: name of each arm → the one that is trained in its place. paths: the schedule of each of these, by name. flops:
+    of the path of each of them; None while the model is not known. lengths: of the sources' documents, as far as they
+    are known. of_results: what `results` has found. merged: what each arm is made of that is made of others' weights.
     Raises Mistake for an `allow` that names no code.
     """
     compare = study.spec.compare
     check_allowed(compare.allow)
-    baseline = study.arm(compare.baseline)
+    baseline = study.arm(own[compare.baseline])
     facts = Facts(baseline, study.sources)
     found: list[Lint] = []
     for arm in study.arms:
-        if arm.name not in paths and arm is not baseline:
+        if arm.name not in paths:
             continue
         if arm is not baseline:
             found += facts.against_baseline(arm, compare.equal)
             if compare.equal == "flops" and flops is not None and arm.name in flops:
                 found += unequal_flops(arm.name, flops[arm.name], baseline.name, flops.get(baseline.name))
-        if arm.name in paths:
-            found += schedule_open(arm, paths[arm.name])
-            found += cold_without_warmup(arm, paths[arm.name])
-            found += rewarms_annealed_base(arm, paths[arm.name])
+        found += schedule_open(arm, paths[arm.name])
+        found += cold_without_warmup(arm, paths[arm.name])
+        found += rewarms_annealed_base(arm, paths[arm.name])
         if lengths is not None:
             found += context_unused(arm, baseline, lengths)
     for name, made in merged.items():
@@ -77,7 +78,21 @@ def lint(
         ]
         if compare.equal == "flops" and flops is not None:
             found += unequal_flops(name, flops[name], baseline.name, flops.get(baseline.name))
-    if compare.control is None:
-        found.append(Lint("warning", "no-control", "", NO_CONTROL))
+    found += no_control(compare, own)
     found += of_results
-    return [item for item in found if item.code not in compare.allow.get(item.arm or compare.baseline, ())]
+    # A control that is a number is no arm, and can be named as well.
+    allowed = {(own.get(arm, arm), code) for arm, codes in compare.allow.items() for code in codes}
+    named = [(item.arm or compare.baseline, item) for item in found]
+    return [item for arm, item in named if (own.get(arm, arm), item.code) not in allowed]
+
+
+def no_control(compare: CompareSpec, own: Mapping[str, str]) -> Iterator[Lint]:
+    """No control, or one that is the baseline under another name, so that nothing is compared with it."""
+    if compare.control is None:
+        yield Lint("warning", "no-control", "", NO_CONTROL)
+    elif own[compare.control] == own[compare.baseline]:
+        message = (
+            f"`compare.control: {compare.control}` and the baseline `{compare.baseline}` are one arm under two names"
+        )
+        expected = "expected an arm that differs, or none where the baseline itself is the control"
+        yield Lint("error", "no-control", "", f"{message}, so that it adds no comparison; {expected}")

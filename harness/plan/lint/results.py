@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness.plan.fingerprint import state_at
 from harness.plan.lint.codes import Lint
 from harness.plan.observed import EvaluationSeen, Observed
+from harness.plan.records import names_of
 
 if TYPE_CHECKING:
     from harness.plan.plan import Plan
@@ -41,8 +42,7 @@ def lint_results(plan: Plan, observed: Observed, share: bool = True) -> list[Lin
 
 def _pairs(plan: Plan) -> Iterator[tuple[str, list[str], list[str]]]:
     """(arm, its runs, the baseline's runs that they are held against) for every pair of seeds, or all at once."""
-    names = {arm.name: arm.same_as or arm.name for arm in plan.arms}
-    baseline = names[plan.study.spec.compare.baseline]
+    baseline = names_of(plan.arms)[plan.study.spec.compare.baseline]
     runs: dict[str, dict[str, str]] = {}
     for run in plan.runs:
         runs.setdefault(run.arm, {})[run.seeds.name] = run.name
