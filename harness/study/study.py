@@ -208,7 +208,9 @@ def _arms(
                 treatment = resolver.treatment(changed)
             except Mistake as mistake:
                 raise located(document, mistake, candidate) from None
-            arms[candidate.name] = Arm(candidate.name, candidate.declared, treatment, candidate.levels)
+            arms[candidate.name] = Arm(
+                candidate.name, candidate.declared, treatment, candidate.levels, candidate.varied
+            )
     return [arm for arm in arms.values() if arm is not None], waiting
 
 
@@ -248,7 +250,7 @@ def _position(document: Document, mistake: Mistake) -> tuple[bool, Any]:
 def _arm(candidate: Candidate, document: Document, resolver: Resolver, applier: Applier) -> Arm:
     try:
         treatment = resolver.treatment(applier.apply(candidate.changes))
-        return Arm(candidate.name, candidate.declared, treatment, candidate.levels)
+        return Arm(candidate.name, candidate.declared, treatment, candidate.levels, candidate.varied)
     except Mistake as mistake:
         raise located(document, mistake, candidate) from None
 

@@ -155,13 +155,15 @@ class Treatment:
 class Arm:
     """One treatment under one name. `changes`: what it declares against `default`, path → value as written.
 
-    levels: the same as the user calls it, path or source of a mixture axis → level (`{"math": 0.3}`).
+    levels: the same as the user calls it: an alias, a path or the sources of a mixture axis → level (`{"math": 0.3}`).
+    varied: the sources whose shares it declares to vary.
     """
 
     name: str
     changes: Mapping[str, Any]
     treatment: Treatment
     levels: Mapping[str, Any] = field(default_factory=dict)
+    varied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

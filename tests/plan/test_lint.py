@@ -12,9 +12,10 @@ from harness.plan.lint import CODES, OF_RESULTS, OF_TREATMENTS, Lengths, Lint
 from harness.plan.lint import Path as Path_
 from harness.plan.lint.schedules import rewarms_annealed_base, schedule_open
 from harness.plan.plan import build_plan
+from harness.study import load_study
 from harness.study.errors import Mistake
 from harness.study.treatment import Arm
-from tests.plan.studies import identities, study
+from tests.plan.studies import identities, study, write
 from tests.plan.test_lint_results import TESTED as TESTED_OF_RESULTS
 
 
@@ -61,6 +62,36 @@ def test_confounded_shows_both_numbers_of_what_else_moves(tmp_path: Path) -> Non
     assert "→" in message
     steps = findings(tmp_path, "  - one_at_a_time: {stages.decay.batch_tokens: [1024]}")
     assert ["number of updates" in item.message for item in steps if item.code == "confounded"] == [True]
+
+
+@pytest.mark.parametrize("items", [PLANTED["confounded"][0].replace("absorb: web", "absorb: web, as: w"), "zip"])
+def test_an_axis_under_another_name_is_confounded_as_it_is_under_its_own(tmp_path: Path, items: str) -> None:
+    own = PLANTED["confounded"][0].removeprefix("  - ")
+    zipped = f"  - zip: [{{{own}}}, {{stages.decay.lr.shape: [cosine]}}]\n    as: w"
+    found = [item for item in findings(tmp_path, zipped if items == "zip" else items) if item.code == "confounded"]
+    assert [item.arm for item in found] == ["w=0.5"]
+    assert "web" in found[0].message and "math" not in found[0].message
+
+
+LONGER = "  - one_at_a_time: {stages.decay.tokens: [~20k]}"
+
+
+def test_a_longer_decay_with_a_mixture_of_its_own_is_confounded_and_one_on_train_is_not(tmp_path: Path) -> None:
+    assert not findings(tmp_path, LONGER)
+    own = "stages.decay.mixture={web: 0.5, math: 0.5}"
+    (found,) = findings(tmp_path, LONGER, "allow: {default: [no-control]}", own)
+    assert (found.level, found.code, found.arm) == ("warning", "confounded", "decay.tokens=20k")
+    assert "math 14,080 → 17,920 tokens" in found.message and "`train` would hold the doses" in found.message
+    assert not findings(tmp_path, LONGER, "allow: {default: [no-control], decay.tokens=20k: [confounded]}", own)
+    # The total itself is another: that is `unequal-tokens`, and what follows from it is not said again.
+    codes = {item.code for item in findings(tmp_path, "  - cases: {more: {total: ~120k}}", "allow: {}", own)}
+    assert "unequal-tokens" in codes and "confounded" not in codes
+
+
+def test_the_name_of_a_stage_may_hold_dots(tmp_path: Path) -> None:
+    path = write(tmp_path, "  - cases: {wd: {train.optimizer.weight_decay: 0.2, total: ~100k}}")
+    path.write_text(path.read_text().replace("  decay: {tokens", "  decay.v2: {tokens"))
+    assert build_plan(load_study(path), identities()).lint == []
 
 
 def test_an_undeclared_difference_between_resolved_arms_is_an_error(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def lint(
     compare = study.spec.compare
     check_allowed(compare.allow)
     baseline = study.arm(own[compare.baseline])
-    facts = Facts(baseline, study.sources)
+    facts = Facts(baseline)
     found: list[Lint] = []
     for arm in study.arms:
         if arm.name not in paths:

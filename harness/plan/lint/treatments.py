@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -16,10 +16,10 @@ from harness.study.treatment import Arm, LearningRate, Optimizer, Stage, Treatme
 class Facts:
     """What the baseline resolves to, computed once, and each arm held against it."""
 
-    def __init__(self, baseline: Arm, sources: Collection[str]) -> None:
+    def __init__(self, baseline: Arm) -> None:
         self._baseline = baseline
         self._tokens = source_tokens(baseline.treatment)
-        self._sources = sources
+        self._doses = _doses(baseline.treatment)
         self._steps = _steps(baseline.treatment)
 
     def against_baseline(self, arm: Arm, equal: str) -> Iterator[Lint]:
@@ -44,18 +44,19 @@ class Facts:
         if _without_lengths(arm.treatment.lr) != _without_lengths(self._baseline.treatment.lr):
             found.append(("lr", self._baseline.treatment.lr, arm.treatment.lr))
         declared = (*arm.changes, *self._baseline.changes)
-        return [(path, _text(a), _text(b)) for path, a, b in found if not _covered(path, declared)]
+        stages = tuple(f"stages.{stage.name}." for stage in arm.treatment.stages)
+        return [(path, _text(a), _text(b)) for path, a, b in found if not _covered(path, declared, stages)]
 
     def _side_effects(self, arm: Arm) -> Iterator[str]:
         """What an axis moves besides itself: other sources' tokens, the total, the number of updates."""
-        # A mixture axis is named by its source, or by its group of sources.
-        varied = {source for name in arm.levels for source in name.split("+") if source in self._sources}
-        if varied:
-            tokens = source_tokens(arm.treatment)
-            for name in sorted(set(tokens) | set(self._tokens)):
-                before, after = self._tokens.get(name, 0), tokens.get(name, 0)
-                if before != after and name not in varied:
-                    yield f"{name} {before:,} → {after:,} tokens"
+        moved = self._moved(arm.treatment) if arm.varied else {}
+        for name, said in moved.items():
+            if name not in arm.varied:
+                yield said
+        shifted = set() if arm.varied else self._shifted(arm.treatment)
+        if shifted:
+            said = ", ".join(said for name, said in self._moved(arm.treatment).items() if name in shifted)
+            yield f"{said} (a stage of another length has its own mixture; one on `train` would hold the doses fixed)"
         declares_tokens = any(path.endswith(".tokens") or path == "total" for path in arm.changes)
         total, reference = arm.treatment.tokens, self._baseline.treatment.tokens
         if total != reference and not declares_tokens:
@@ -63,6 +64,25 @@ class Facts:
         steps = _steps(arm.treatment)
         if steps != self._steps and total == reference:
             yield f"the number of updates {self._steps:,} → {steps:,}"
+
+    def _moved(self, treatment: Treatment) -> dict[str, str]:
+        """Both numbers of each source whose tokens differ from the baseline's."""
+        tokens = source_tokens(treatment)
+        both = {name: (self._tokens.get(name, 0), tokens.get(name, 0)) for name in sorted({*tokens, *self._tokens})}
+        return {name: f"{name} {a:,} → {b:,} tokens" for name, (a, b) in both.items() if a != b}
+
+    def _shifted(self, treatment: Treatment) -> set[str]:
+        """The sources that, at one total and the same mixtures, have another dose because stages have other lengths.
+
+        By the declared shares: what is drawn is in whole rows, so that equal doses may be a row apart.
+        """
+        stages, others = treatment.stages, self._baseline.treatment.stages
+        if stages == others or treatment.tokens != self._baseline.treatment.tokens:
+            return set()
+        if [stage.mixture for stage in stages] != [stage.mixture for stage in others]:
+            return set()
+        doses = _doses(treatment)
+        return {name for name in doses if doses[name] != self._doses[name]}
 
 
 def source_tokens(treatment: Treatment) -> dict[str, int]:
@@ -72,6 +92,15 @@ def source_tokens(treatment: Treatment) -> dict[str, int]:
         for name, tokens in _stage_tokens(stage).items():
             totals[name] = totals.get(name, 0) + tokens
     return totals
+
+
+def _doses(treatment: Treatment) -> dict[str, Fraction]:
+    """Tokens of each source by the declared shares."""
+    doses: dict[str, Fraction] = {}
+    for stage in treatment.stages:
+        for name, share in stage.mixture:
+            doses[name] = doses.get(name, Fraction(0)) + share * stage.tokens
+    return doses
 
 
 def _stage_tokens(stage: Stage) -> dict[str, int]:
@@ -130,9 +159,12 @@ def _without_lengths(lr: LearningRate | None) -> LearningRate | None:
     return None if lr is None else replace(lr, milestones=())
 
 
-def _covered(path: str, declared: Iterable[str]) -> bool:
-    """Whether a declared change says that `path` differs: it, a block around it, or what it is derived from."""
-    stage_path = path.split(".", 2)[2] if path.startswith("stages.") else path
+def _covered(path: str, declared: Iterable[str], stages: Iterable[str]) -> bool:
+    """Whether a declared change says that `path` differs: it, a block around it, or what it is derived from.
+
+    stages: the beginnings of what lies in a stage; a name may hold dots.
+    """
+    stage_path = path.removeprefix(max((one for one in stages if path.startswith(one)), key=len, default=""))
     for change in declared:
         if path == change or path.startswith(change + ".") or change.startswith(path + "."):
             return True
