@@ -283,7 +283,7 @@ def _optimizer(stage: Stage) -> dict[str, Any]:
     science |= {"weight_decay": declared.weight_decay, "clip": declared.clip}
     if declared.z_loss:
         science["z_loss"] = declared.z_loss
-    if not declared.decay_embeddings:
+    if not declared.decay_embeddings and declared.weight_decay:  # no decay is none on embeddings, too
         science["decay_embeddings"] = False
     if declared.ema is not None:
         science["ema"] = declared.ema

@@ -146,7 +146,10 @@ def check_eval(spec: EvalSpec, declared: bool, stages: Sequence[str]) -> None:
             raise Mistake(("eval",), "names nothing to evaluate; expected suites, tasks or held_out")
         return
     if spec.max_length is None:
-        raise Mistake(("eval", "max_length"), "is missing; expected positions, the same for every arm, such as 2048")
+        if spec.suites or spec.tasks or spec.prompts:  # windows of held-out text say their own length
+            message = "is missing; expected positions, the same for every arm, such as 2048"
+            raise Mistake(("eval", "max_length"), message)
+        return
     if isinstance(spec.held_out, HeldOutSpec) and spec.held_out.window > spec.max_length:
         message = f"{spec.held_out.window} is longer than eval.max_length; expected at most {spec.max_length}"
         raise Mistake(("eval", "held_out", "window"), message)

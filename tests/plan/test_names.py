@@ -45,6 +45,17 @@ def test_a_control_that_is_the_baseline_under_another_name_is_an_error(
     assert not findings(tmp_path, SAME, f"baseline: {baseline}, control: {control}, allow: {{again: [no-control]}}")
 
 
+def test_without_weight_decay_there_is_none_on_embeddings_to_leave_out(tmp_path: Path) -> None:
+    cases = """
+  - cases:
+      none: {train.optimizer.weight_decay: 0}
+      of-none: {train.optimizer: {weight_decay: 0, decay_embeddings: false}}
+      of-some: {train.optimizer.decay_embeddings: false}
+"""
+    plan = build_plan(study(tmp_path, cases), identities())
+    assert {arm.name: arm.same_as for arm in plan.arms[1:]} == {"none": None, "of-none": "none", "of-some": None}
+
+
 def test_a_run_records_its_own_evaluations_and_its_arms_changes(tmp_path: Path) -> None:
     plan = build_plan(study(tmp_path), identities(), None, [TASK])
     changes = {arm.name: dict(arm.changes) for arm in plan.arms}

@@ -168,3 +168,10 @@ def test_a_grid_resolves_every_distinct_stage_once(load: Load) -> None:
     assert len({id(arm.treatment.stages[0]) for arm in study.arms}) == 2
     assert len({id(arm.treatment.stages[1]) for arm in study.arms}) == 200
     assert len({id(arm.treatment.base) for arm in study.arms}) == 1
+
+
+def test_windows_of_held_out_text_need_no_longest_item(load: Load) -> None:
+    assert load("eval: {held_out: {window: 64}, continuations: 0}").spec.eval.max_length is None
+    for more in ("held_out: {window: 64}", "held_out: {window: 64}, continuations: 0, suites: [smoke@1]"):
+        with pytest.raises(StudyError, match=r"eval\.max_length: is missing"):
+            load(f"eval: {{{more}}}")
