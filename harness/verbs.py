@@ -386,7 +386,11 @@ def _slept(seconds: float) -> bool:
 def _json(value: Any, code: int = DONE) -> int:
     import orjson  # a plan of 10,000 arms is 40 MB, of which the standard library makes a second
 
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    try:
+        text = orjson.dumps(value).decode()
+    except TypeError:  # a sum beyond 64 bits
+        text = json.dumps(value, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
     return code
 
 

@@ -19,6 +19,7 @@ from harness.study.blocks import Block
 from harness.study.errors import Mistake, StudyError, nearest
 from harness.study.includes import change, merge
 from harness.study.paths import Path, dotted, find_path, has
+from harness.study.units import LARGEST, LONGEST_SHOWN
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -159,7 +160,7 @@ class _Reader:
             if not isinstance(key, ScalarNode) or key.tag not in (f"{_TAG}str", f"{_TAG}timestamp"):
                 shown = f"`{key.value}`" if isinstance(key, ScalarNode) else "a list or mapping"
                 raise self.error(key, path, f"the key {shown} is not text; expected a name, in quotes if need be")
-            name = str(key.value)
+            name = self._text(key, path)
             if name in first:
                 before = self.place(first[name])
                 raise self.error(key, (*path, name), f"is written twice, first at {before}; expected it once")
@@ -181,15 +182,35 @@ class _Reader:
                 return _integer(text)
             if kind == "float":
                 return _decimal(text)
+        except OverflowError:
+            message = f"`{_cut(text)}` is more than 64 bits hold; expected a number from -2^63 to below 2^63"
+            raise self.error(node, path, message) from None
         except ValueError:
-            raise self.error(node, path, f"`{text}` is no number; expected a finite one, or text in quotes") from None
-        return None if kind == "null" else text.lower() == "true" if kind == "bool" else text
+            message = f"`{_cut(text)}` is no number; expected a finite one, or text in quotes"
+            raise self.error(node, path, message) from None
+        return None if kind == "null" else text.lower() == "true" if kind == "bool" else self._text(node, path)
+
+    def _text(self, node: Node, path: Path) -> str:
+        """Text that can be written to a file and name one."""
+        text = str(node.value)
+        for character in text:
+            if character == "\0" or "\ud800" <= character <= "\udfff":
+                message = f"holds the character \\u{ord(character):04x}, which no file can; expected text without it"
+                raise self.error(node, path, message)
+        return text
 
 
 def _integer(text: str) -> int:
     digits = text.replace("_", "")
     base = {"0x": 16, "0o": 8, "0b": 2}.get(digits.lstrip("+-")[:2].lower(), 10)
-    return int(digits, base)
+    number = int(digits, base)
+    if not -LARGEST - 1 <= number <= LARGEST:
+        raise OverflowError
+    return number
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _decimal(text: str) -> float:

@@ -11,6 +11,7 @@ from harness.study.treatment import Arm
 from harness.study.units import parse_every
 
 END = "end"
+MOST_POINTS = 10_000  # at which one path is evaluated; each is a state that stays
 
 
 def check_intervals(spec: StudySpec, arms: Sequence[Arm], unsolved: Collection[str] = ()) -> None:
@@ -43,6 +44,9 @@ def _check_evaluated(spec: StudySpec, lengths: dict[str, int], longest: int | No
         if every >= tokens:
             message = f"`{text}` yields no point on arm `{arm}`, whose path has {tokens:,} tokens"
             raise Mistake(path, f"{message}, and `end` is not listed; expected `end` beside it, or a shorter interval")
+    if longest is not None and longest // every > MOST_POINTS:
+        message = f"`{text}` yields {longest // every:,} points on a path of {longest:,} tokens"
+        raise Mistake(path, f"{message}; expected an interval that yields at most {MOST_POINTS:,}")
     if longest is not None and every >= longest:
         message = f"`{text}` yields no point on any arm: the longest path has {longest:,} tokens"
         raise Mistake(path, f"{message}; expected a shorter interval, or none beside `end`")

@@ -16,12 +16,18 @@ from typing import Any, Literal
 DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 BINARY = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
-_COUNT = re.compile(r"(~?)(\d+(?:\.\d+)?|\.\d+)([A-Za-z]*)")
-_POWER = re.compile(r"(~?)2\^(\d{1,2})")
-_TIMES = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?|\.\d+)x")
-_RATIO = re.compile(r"(\d+)/(\d+)")
+LARGEST = 2**63 - 1  # of a whole number: what a plan prints, and every seed, is read by others as 64 bits
+LONGEST_SHOWN = 80  # characters of a value in a message
+HIGHEST_RATE = 1e6  # and multiple of one: far above any that trains, and no product of two is beyond a double
+
+# As many digits as anything here can mean: thousands of them, or such an exponent, would be a number all the same.
+_NUMBER = r"\d{1,30}(?:\.\d{1,30})?|\.\d{1,30}"
+_COUNT = re.compile(rf"(~?)({_NUMBER})([A-Za-z]*)", re.ASCII)
+_POWER = re.compile(r"(~?)2\^(\d{1,2})", re.ASCII)
+_TIMES = re.compile(r"(\d{1,30}(?:\.\d{1,30})?(?:e-?\d{1,2})?|\.\d{1,30})x", re.ASCII)
+_RATIO = re.compile(r"(\d{1,30})/(\d{1,30})", re.ASCII)
 _EVERY = re.compile(r"every\s+(\S+)")
-_POINTS = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*pp")
+_POINTS = re.compile(rf"({_NUMBER})\s*pp", re.ASCII)
 
 
 class UnitError(ValueError):
@@ -78,7 +84,7 @@ def kind(value: Any) -> str:
     if isinstance(value, int | float):
         return f"the number {value}"
     if isinstance(value, str):
-        return f"the text `{value}`"
+        return f"the text `{value if len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + '...'}`"
     return "a mapping" if isinstance(value, dict) else "a list"
 
 
@@ -90,7 +96,7 @@ def parse_tokens(value: Any) -> TokenCount:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise UnitError(f"{value} is negative; expected a count of tokens such as 10B")
-        return TokenCount(Fraction(value), False, str(value))
+        return _counted(TokenCount(Fraction(value), False, str(value)))
     if isinstance(value, float) and math.isfinite(value) and value >= 0 and value == int(value):
         raise UnitError(f"{value} is a decimal number; expected a count of tokens, here {with_suffix(int(value))}")
     if not isinstance(value, str):
@@ -98,6 +104,12 @@ def parse_tokens(value: Any) -> TokenCount:
     count = _parse_power(value) or _parse_count(value)
     if not count.about and count.value.denominator != 1:
         raise UnitError(f"`{value}` is not a whole number of tokens; write a whole number, or ~{value} to round")
+    return _counted(count)
+
+
+def _counted(count: TokenCount) -> TokenCount:
+    if count.value > LARGEST:
+        raise UnitError(f"{count.text} is more than 64 bits hold; expected a count of tokens such as 10B")
     return count
 
 
@@ -122,21 +134,27 @@ def parse_size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
             raise UnitError(f"{value} is not positive; expected a length such as 2048, 2^11 or 2Ki")
-        return value
+        return _held(value, str(value))
     if isinstance(value, str):
         if power := _POWER.fullmatch(value):
             if not power[1]:
-                return int(2 ** int(power[2]))
+                return _held(2 ** int(power[2]), value)
         elif (match := _COUNT.fullmatch(value)) and not match[1]:
             return _sized(value, Fraction(match[2]), match[3])
     raise UnitError(f"is {kind(value)}; expected a whole length such as 2048, 2^11 or 2Ki")
+
+
+def _held(size: int, text: str) -> int:
+    if size > LARGEST:
+        raise UnitError(f"{text} is more than 64 bits hold; expected a whole length such as 2048, 2^11 or 2Ki")
+    return size
 
 
 def _sized(text: str, number: Fraction, suffix: str) -> int:
     if suffix in BINARY or suffix == "":
         size = number * BINARY.get(suffix, 1)
         if size.denominator == 1 and size > 0:
-            return int(size)
+            return _held(int(size), text)
     power = "kmbt".find(suffix.lower()) + 1 if len(suffix) == 1 else 0
     if power:
         readings = f"{int(number * 1000**power)} or {int(number * 1024**power)}"
@@ -170,10 +188,16 @@ def parse_rate(value: Any) -> Rate:
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         if value < 0:
             raise UnitError(f"{value} is negative; expected a learning rate from 0")
-        return Rate(exact(value), False)
+        return _trained(Rate(exact(value), False), value)
     if isinstance(value, str) and (match := _TIMES.fullmatch(value)):
-        return Rate(Fraction(match[1]), True)
+        return _trained(Rate(Fraction(match[1]), True), value)
     raise UnitError(f"is {kind(value)}; expected a learning rate such as 3e-4, or 0.1x (times optimizer.lr)")
+
+
+def _trained(rate: Rate, value: Any) -> Rate:
+    if rate.value > HIGHEST_RATE:
+        raise UnitError(f"{value} is higher than any rate; expected one such as 3e-4, or 0.1x (times optimizer.lr)")
+    return rate
 
 
 def parse_start(value: Any) -> Rate | Literal["base"]:
@@ -199,11 +223,11 @@ def parse_warmup_start(value: Any) -> Rate | Literal["base", "previous"]:
 def parse_every(text: str) -> TokenCount | None:
     """The interval of `every 1B`; None when the text is not of that form. Raises `UnitError` for a bad count."""
     match = _EVERY.fullmatch(text)
-    return parse_tokens(int(match[1]) if match[1].isdigit() else match[1]) if match else None
+    return parse_tokens(match[1]) if match else None
 
 
 DURATION_PATTERN = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?$"
-_DURATION = re.compile(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", re.ASCII)
+_DURATION = re.compile(r"(?=.)(?:(\d{1,6})d)?(?:(\d{1,6})h)?(?:(\d{1,6})m)?", re.ASCII)
 
 
 def parse_duration(value: Any) -> int:

@@ -14,10 +14,32 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[2]
 CORPUS = [*sorted((ROOT / "tests/examples").glob("*.yaml")), *sorted((ROOT / "sweeps").glob("*.yaml"))]
 SCALARS: list[Any] = [None, True, False, 0, -1, 1, 3.5, 0.1, 1e300, float("inf"), float("nan"), 10**30, 2**63, -0.0]
-SCALARS += ["", " ", "x", "base", "rest", "none", "end", "default", "~1B", "1B", "32k", "2^21", "2^99", "0.1x", "-1x"]
+SCALARS += [
+    "",
+    " ",
+    "x",
+    "base",
+    "rest",
+    "none",
+    "end",
+    "default",
+    "~1B",
+    "1B",
+    "32k",
+    "2^21",
+    "2^62",
+    "2^99",
+    "0.1x",
+    "-1x",
+]
 SCALARS += [
     "every 1B",
     "every x",
+    "every ²",
+    "every 512",
+    "1e-999999999x",
+    2**62,
+    "a\0b",
     "1/3",
     "1/0",
     "no",

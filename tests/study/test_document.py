@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.study import Mistake, StudyError, load_study
 from tests.study.conftest import BASE, STAGES, Load
@@ -129,3 +130,28 @@ def test_a_missing_study_names_the_nearest_file(tmp_path: Path) -> None:
 def test_no_text_ends_in_a_traceback(tmp_path: Path, text: str) -> None:
     with pytest.raises(StudyError):
         load_study(write(tmp_path, study=text))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('question: "a\\ud800b"', r"study\.yaml:20:11: question: holds the character \\ud800"),
+        ('include: ["a\\0b"]', r"study\.yaml:20:11: include\[0\]: holds the character \\u0000"),
+        ('notes: {"a\\0b": 1}', r"study\.yaml:20:9: notes: holds the character \\u0000"),
+        (
+            "eval: {limit: 1000000000000000000000000000000}",
+            r"study\.yaml:20:15: eval\.limit: `10+` is more than 64 bits",
+        ),
+        ("seeds: {data: [18446744073709551616]}", r"seeds\.data\[0\]: `18446744073709551616` is more than 64 bits"),
+        (f"seeds: {{data: [0x{'f' * 9000}]}}", r"seeds\.data\[0\]: `0xf+\.\.\.` is more than 64 bits"),
+        ("eval: {max_length: 2^99}", r"eval\.max_length: 2\^99 is more than 64 bits"),
+    ],
+)
+def test_what_no_file_or_no_64_bits_can_hold_is_refused_at_its_place(load: Load, more: str, said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        load(more)
+
+
+def test_seeds_may_be_as_large_as_63_bits_hold(load: Load) -> None:
+    seeds = load(f"seeds: {{init: [{2**63 - 1}], data: [{2**63 - 1}]}}").seed_sets[0]
+    torch.manual_seed(seeds.init)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import io
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from types import FrameType
 import pytest
 
 from harness import cli
+from tests.study.conftest import BASE, STAGES
 from tests.study.fuzz import corpus, mutated
 
 TOO_LONG = 60  # seconds; a plan of these studies takes a hundredth of one
@@ -43,12 +45,12 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def plan(study: Path, folder: Path) -> tuple[int, str]:
-    """Exit code and stderr of `ablate plan STUDY`, as a user would see them."""
+def plan(study: Path, folder: Path, *more: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `ablate plan STUDY`, as a user would see them."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), limited(TOO_LONG):
-        code = cli.call(["plan", str(study), "-o", str(folder)])
-    return code, err.getvalue()
+        code = cli.call(["plan", str(study), "-o", str(folder), *more])
+    return code, out.getvalue(), err.getvalue()
 
 
 def check(seeds: range, folder: Path) -> Counter[int]:
@@ -57,7 +59,10 @@ def check(seeds: range, folder: Path) -> Counter[int]:
     for seed in seeds:
         study.write_text(mutated(seed, studies), encoding="utf-8")
         try:
-            code, said = plan(study, folder / "results")
+            code, _, said = plan(study, folder / "results")
+            if code == 0:  # what is printed for a program holds more than what is printed for a person
+                again, printed, _ = plan(study, folder / "results", "--json")
+                assert (again, json.loads(printed)["lint"] is not None) == (0, True)
         except BaseException as error:
             raise AssertionError(f"seed {seed} ended in {type(error).__name__}: {error}") from error
         codes[code] += 1
@@ -67,6 +72,15 @@ def check(seeds: range, folder: Path) -> Counter[int]:
             assert said.count("\n\n") == 0 and "Traceback" not in said, f"seed {seed} said {said!r}"
             assert len(said) < LONGEST_MESSAGE, f"seed {seed} said {len(said)} characters"
     return codes
+
+
+def test_a_plan_whose_sums_are_beyond_64_bits_is_printed(tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    cases = ", ".join(f"a{rate}: {{train.optimizer.lr: {rate}e-3}}" for rate in range(1, 5))
+    long = STAGES.replace("tokens: 51200", "tokens: 2^62")
+    study.write_text(f"{BASE}{long}ablate: [{{cases: {{{cases}}}}}]\n", encoding="utf-8")
+    code, printed, _ = plan(study, tmp_path / "results", "--json")
+    assert code == 0 and json.loads(printed)["totals"]["tokens"] == 5 * (2**62 + 10240)
 
 
 def test_mutated_studies_plan_or_are_refused(tmp_path: Path) -> None:

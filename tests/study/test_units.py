@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from harness.study.units import (
     Margin,
     TokenCount,
     UnitError,
+    parse_duration,
     parse_every,
     parse_margin,
     parse_rate,
@@ -136,3 +139,35 @@ def test_a_margin_in_percentage_points_is_one_of_a_share(written: object, value:
 def test_what_is_no_margin_is_refused_with_an_example(written: object) -> None:
     with pytest.raises(UnitError, match=r"0\.5pp"):
         parse_margin(written)
+
+
+NINES = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("parse", "written"),
+    [
+        (parse_every, "every ²"),
+        (parse_every, f"every {NINES}"),
+        (parse_every, "every ٣"),
+        (parse_tokens, NINES),
+        (parse_tokens, "2^63"),
+        (parse_tokens, 2**63),
+        (parse_tokens, "10000000T"),
+        (parse_size, "2^63"),
+        (parse_size, 2**63),
+        (parse_size, f"{NINES}Gi"),
+        (parse_rate, "1e-999999999x"),
+        (parse_rate, "1e99x"),
+        (parse_rate, f"{NINES}x"),
+        (parse_rate, 1e300),
+        (parse_share, f"1/{NINES}"),
+        (parse_margin, f"{NINES}pp"),
+        (parse_duration, f"{NINES}d"),
+    ],
+)
+def test_numbers_that_nothing_could_hold_are_refused_in_few_words(parse: Callable[[Any], Any], written: Any) -> None:
+    with pytest.raises(UnitError) as caught:
+        parse(written)
+    assert "expected" in str(caught.value)
+    assert len(str(caught.value)) < 300 or parse in (parse_tokens, parse_every)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Size, TokensSeen, choice
 from harness.study.schema.scalars import Count, Fraction01, Positive, Seed, Text, Texts, Unsigned
+from harness.study.units import LARGEST
 
 
 class ConfigModel(Block):
@@ -18,7 +19,7 @@ class ConfigModel(Block):
 
 
 class BpeSpec(Block):
-    vocab: Annotated[int, Field(ge=257)] = Field(
+    vocab: Annotated[int, Field(ge=257, le=LARGEST)] = Field(
         description="the size of the vocabulary: 256 bytes and at least one more, such as 1024"
     )
     sources: Texts = Field(description="a list of the sources that the tokenizer is trained on")

@@ -8,7 +8,7 @@ from pydantic import Field, field_serializer
 
 from harness.study import units
 from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Margin, Size, choice
-from harness.study.schema.scalars import Count, Text, Texts
+from harness.study.schema.scalars import Count, CountOrNone, Text, Texts
 
 DEFAULT_PROMPTS = 10  # continued where held-out text is evaluated
 
@@ -33,7 +33,7 @@ class EvalSpec(Block):
     held_out: Annotated[NoHeldOut | Annotated[HeldOutSpec, MAPPING], TEXT_OR_MAPPING] = Field(
         "none", description="a mapping of window, by_position, documents, or none"
     )
-    continuations: Annotated[int, Field(ge=0)] | None = Field(
+    continuations: CountOrNone | None = Field(
         None,
         description="the number of held-out prompts that the first seeds of each arm continue at the end, for reading; "
         "0 for none; where held_out is on, 10 unless written",

@@ -22,7 +22,7 @@ from harness.study.blocks import (
     choice,
     said,
 )
-from harness.study.schema.scalars import Fraction01, Fraction01Open, Negative, Positive, Several, Unsigned
+from harness.study.schema.scalars import Fraction01, Fraction01Open, Negative, Peak, Positive, Several, Unsigned
 
 _SHAPES = ("constant", "linear", "cosine", "exponential", "1-sqrt", "1-square", "inverse-sqrt", "power", "multi-step")
 Shape = Annotated[
@@ -132,7 +132,7 @@ class SkipSpikesSpec(Block):
 
 class OptimizerSpec(Block):
     name: OptimizerName | None = Field(None, description="one of adamw, lion, muon, sgd")
-    lr: Positive | None = Field(None, description="the peak learning rate, such as 3e-4")
+    lr: Peak | None = Field(None, description="the peak learning rate, such as 3e-4")
     betas: Annotated[list[Fraction01], Field(min_length=2, max_length=2)] | None = Field(
         None, description="two numbers from 0 to below 1, such as [0.9, 0.95] (adamw, lion, muon)"
     )
