@@ -15,7 +15,7 @@ from harness.data.demand import (
 )
 from harness.data.loader import Batch, Loader, Served, served
 from harness.data.resolve import resolve_sources
-from harness.data.token_store import TokenSource, held_out_texts
+from harness.data.token_store import TokenSource
 from harness.data.tokenizer import open_tokenizer, resolve_tokenizer
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "SourceCursor",
     "TokenSource",
     "check_demand",
-    "held_out_texts",
     "open_tokenizer",
     "requested_by_piece",
     "requested_tokens",

@@ -9,7 +9,6 @@ either order and in any template, so a model that completes them has generalised
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from functools import cache
 from random import Random
@@ -25,7 +24,6 @@ TEMPLATES = (
 FIRST_TEMPLATE_SHARE = 0.6
 FACTS_PER_DOCUMENT = (4, 12)
 _HELD_OUT_ONE_IN = 5
-_PAIR_IN_TEXT = re.compile(r"(?<!\d)(\d+)(?:\s*\+\s*|\s+plus\s+|\s+and\s+|\s+to\s+)(\d+)(?!\d)")
 
 
 @cache
@@ -41,12 +39,6 @@ def held_out_pairs() -> tuple[tuple[int, int], ...]:
 def is_held_out_pair(a: int, b: int) -> bool:
     """Whether the operands a and b, in either order, are held out."""
     return (min(a, b), max(a, b)) in _held_out_set()
-
-
-def held_out_facts_in(text: str) -> list[tuple[int, int]]:
-    """Held-out pairs (a, b), as they stand, that `text` adds up: by content, whichever generator wrote it."""
-    found = ((int(a), int(b)) for a, b in _PAIR_IN_TEXT.findall(text))
-    return [pair for pair in found if is_held_out_pair(*pair)]
 
 
 def generate(documents: int, seed: int) -> Iterator[str]:

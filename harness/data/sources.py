@@ -11,6 +11,7 @@ from typing import Any
 from harness.data import arithmetic, hub, passages, stdlib
 from harness.data.files import matching_files, read_files, takes_field
 from harness.plan.canonical import digest
+from harness.study.checks import PARAMETERS
 from harness.study.errors import UserError, nearest
 
 DEFAULT_HELD_OUT = Fraction(1, 50)
@@ -18,11 +19,11 @@ DEFAULT_HELD_OUT = Fraction(1, 50)
 
 @dataclass(frozen=True, slots=True)
 class _Builtin:
-    """A generator that ships with the harness. `defaults`: its parameters. `version`: changes when its text does."""
+    """A generator that ships with the harness, whose parameters are `PARAMETERS`. `version`: changes when its text
+    does."""
 
     documents: Callable[[Mapping[str, Any]], Iterator[str]]
     version: Callable[[], str]
-    defaults: Mapping[str, Any]
 
 
 def _arithmetic(parameters: Mapping[str, Any]) -> Iterator[str]:
@@ -36,14 +37,10 @@ def _passages(parameters: Mapping[str, Any]) -> Iterator[str]:
 
 
 BUILTINS: Mapping[str, _Builtin] = {
-    "python_code": _Builtin(lambda _: stdlib.python_code(), stdlib.version, {}),
-    "python_docs": _Builtin(lambda _: stdlib.python_docs(), stdlib.version, {}),
-    "arithmetic": _Builtin(_arithmetic, lambda: str(arithmetic.GENERATOR_VERSION), {"documents": 20000, "seed": 0}),
-    "passages": _Builtin(
-        _passages,
-        lambda: str(passages.GENERATOR_VERSION),
-        {"documents": 2000, "seed": 0, "distance": [200, 1200]},
-    ),
+    "python_code": _Builtin(lambda _: stdlib.python_code(), stdlib.version),
+    "python_docs": _Builtin(lambda _: stdlib.python_docs(), stdlib.version),
+    "arithmetic": _Builtin(_arithmetic, lambda: str(arithmetic.GENERATOR_VERSION)),
+    "passages": _Builtin(_passages, lambda: str(passages.GENERATOR_VERSION)),
 }
 
 
@@ -141,7 +138,7 @@ def _builtin_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     kind = given["builtin"]
     if kind not in BUILTINS:
         raise UserError(f"source `{name}`: there is no built-in source `{kind}`; {nearest(kind, BUILTINS)}")
-    defaults = BUILTINS[kind].defaults
+    defaults = PARAMETERS[kind]
     for key in given:
         if key != "builtin" and key not in defaults:
             raise UserError(f"source `{name}`: `{kind}` takes no parameter `{key}`; {nearest(key, defaults)}")

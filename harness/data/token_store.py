@@ -67,13 +67,6 @@ class TokenSource:
         return self.ids[self.offsets[document] : self.offsets[document + 1]]
 
 
-def held_out_texts(path: Path | str) -> Iterator[str]:
-    """The documents that a token store keeps for evaluation, in the source's order."""
-    with (Path(path) / _HELD_OUT).open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)["text"]
-
-
 def is_complete(path: Path) -> bool:
     """Whether a token store has every file at the size that its meta.json says. UserError when a newer version made it.
 

@@ -69,11 +69,6 @@ def coefficients_of(weights: Sequence[Fraction]) -> list[Fraction]:
     return [above - below for above, below in itertools.pairwise(ladder)]
 
 
-def weights_of(coefficients: Sequence[Fraction]) -> list[Fraction]:
-    """w_1..w_k of the updates, from the coefficients c_0..c_k of the parts."""
-    return [sum(coefficients[i:], Fraction(0)) for i in range(1, len(coefficients))]
-
-
 def normalised(weights: Sequence[Fraction] | None, count: int) -> list[Fraction]:
     """Weights of the parts over their sum; equal ones without any."""
     if weights is None:

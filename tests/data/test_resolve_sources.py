@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.data import TokenSource, held_out_texts, open_tokenizer, resolve_sources, resolve_tokenizer
+from harness.data import TokenSource, open_tokenizer, resolve_sources, resolve_tokenizer
 from harness.data.documents import split, summarise
 from harness.data.sources import declared_source
 from harness.data.token_store import build_token_store, is_complete
@@ -40,6 +40,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
+def held_out_texts(store: str) -> list[str]:
+    return [json.loads(line)["text"] for line in (Path(store) / "held_out.jsonl").read_text().split("\n")[:-1]]
+
+
 def write(folder: Path, texts: list[str]) -> None:
     (folder / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
@@ -63,7 +67,7 @@ def test_the_store_holds_every_training_document_and_the_held_out_ones_as_text(s
         np.testing.assert_array_equal(source.tokens(document), ids)
         assert source.length(document) == len(ids)
         assert source.tokens(document)[-1] == tokenizer.eos
-    assert list(held_out_texts(manifest["tokens"])) == kept
+    assert held_out_texts(manifest["tokens"]) == kept
     assert source.ids.dtype == np.uint16
     assert source.identity == manifest["identity"]
     assert {name: value for name, value in manifest["train"].items() if name != "beyond"} == {
@@ -92,7 +96,7 @@ def test_a_changed_file_gives_a_new_identity_and_an_added_held_out_document_only
     second = resolve(study, tmp_path / "results")["web"]
     assert second["identity"] == first["identity"], "training sees the same documents"
     assert second["held_out"]["identity"] != first["held_out"]["identity"]
-    assert list(held_out_texts(second["tokens"]))[-1] == held_out
+    assert held_out_texts(second["tokens"])[-1] == held_out
     write(tmp_path, TEXTS[1:])
     assert resolve(study, tmp_path / "results")["web"]["identity"] != first["identity"]
 

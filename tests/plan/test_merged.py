@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.plan.fingerprint import state_at
-from harness.plan.merges import coefficients_of, decay_weights, normalised, weights_of
+from harness.plan.merges import coefficients_of, decay_weights, normalised
 from harness.plan.observed import AttemptSeen, CheckpointSeen, Observed, StateSeen
 from harness.plan.plan import Plan, build_plan
 from harness.plan.render import text
@@ -43,6 +44,11 @@ def _plan(folder: Path, merge: str = ALL, overrides: tuple[str, ...] = (), items
     path = folder / "small.yaml"
     path.write_text(text.replace("~10k", "10240").replace("seeds:", f"{block}seeds:"))
     return build_plan(load_study(path, overrides), identities(), tasks=[TASK], **options)
+
+
+def weights_of(coefficients: Sequence[Fraction]) -> list[Fraction]:
+    """w_1..w_k of the updates between k + 1 parts: what the paper's formula gives, and `coefficients_of` inverts."""
+    return [sum(coefficients[i:], Fraction(0)) for i in range(1, len(coefficients))]
 
 
 def _to(shape: str, to: Fraction) -> Fraction:
