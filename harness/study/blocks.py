@@ -106,7 +106,7 @@ MAPPING = Tag(MAPPING_TAG)
 TEXT_OR_MAPPING = Discriminator(_form)
 
 _COUNT_PATTERN = r"^~?([0-9]*\.?[0-9]+(k|M|B|T|Ki|Mi|Gi)?|2\^[0-9]{1,2})$"
-_SIZE_PATTERN = r"^([0-9]+(Ki|Mi)?|2\^[0-9]{1,2})$"
+_SIZE_PATTERN = r"^([0-9]+(Ki|Mi|Gi)?|2\^[0-9]{1,2})$"
 
 
 def _number_or_text(kind: Literal["integer", "number"], pattern: str, **limits: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ RESERVED = {
     "stage": ("base", "end", "ema", "every", "rest"),
     "source": (PROPORTIONAL, "mixture"),
 }
+UNDECLARED_SEEDS = [1]
 _GENERATED = ("documents", "seed", "distance")
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {  # of the built-in sources, with their defaults
     "arithmetic": {"documents": 20_000, "seed": 0},
@@ -93,7 +94,7 @@ def resolve_seeds(seeds: SeedsSpec, stages: Sequence[str], from_scratch: bool) -
 
 def replicates(seeds: SeedsSpec, path: Path) -> tuple[SeedSet, ...]:
     """The pairs of seeds, named; what `resolve_seeds` does for those of an A/A arm. Raises Mistake."""
-    init, data = seeds.init or [1], seeds.data or [1]
+    init, data = seeds.init or UNDECLARED_SEEDS, seeds.data or UNDECLARED_SEEDS
     _check_unique(init, (*path, "init"))
     _check_unique(data, (*path, "data"))
     if seeds.pair == "zip" and len(init) != len(data):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from enum import Enum
-from fractions import Fraction
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from harness.study.blocks import Block
+from harness.study.defaults import code, held
 from harness.study.schema import ArmSpec, StudySpec
+from harness.study.schema.study import BaseChange
 
 HEAD = """\
 # Reference of the study file
@@ -20,10 +20,10 @@ HEAD = """\
 Generated from the schema by `ablate schema --markdown`; what stands here is what is accepted, and anything else is
 refused by name. `ablate schema > study.schema.json` gives an editor the same as completion and checks.
 
-Counts of tokens take k, M, B, T (decimal); `~` in front rounds to whole batches and says so. Lengths and batches are
-whole numbers, `2^n`, `Ki` or `Mi`. A rate is a number or `0.1x`, which is times `optimizer.lr`. Mappings merge by name
-(include, `train`, an arm's change); mixtures, lists, rope settings and a schedule that names its shape are replaced
-whole.
+Counts of tokens take k, M, B, T (decimal), Ki, Mi, Gi (binary) or `2^n`; `~` in front rounds to whole batches and says
+so. Lengths and batches are whole numbers, `2^n`, `Ki`, `Mi` or `Gi`. A rate is a number or `0.1x`, which is times
+`optimizer.lr`. Whole numbers stay below 2^63. Mappings merge by name (include, `train`, an arm's change); mixtures,
+lists, rope settings and a schedule that names its shape are replaced whole.
 """
 
 
@@ -32,9 +32,10 @@ def reference() -> str:
     sections = [HEAD]
     for title, block in _blocks():
         sections.append(_section(title, block))
-    changed = ", ".join(f"`{name}`" for name in ArmSpec.names())
+    blocks = [f"base.{name}" for name in BaseChange.names()] + [name for name in ArmSpec.names() if name != "base"]
+    changed = ", ".join(f"`{name}`" for name in blocks)
     sections.append(
-        f"## What an arm may change\n\nPaths that begin with {changed}; all else is the same for every arm.\n"
+        f"## What an arm may change\n\n{changed}, and every path inside these; all else is the same for every arm.\n"
     )
     return "\n".join(sections)
 
@@ -76,7 +77,8 @@ def _section(title: str, block: type[Block]) -> str:
         lines += [" ".join(block.__doc__.split()), ""]
     lines += ["| key | takes | default |", "|:--|:--|:--|"]
     for name, field in block.model_fields.items():
-        lines.append(f"| `{field.alias or name}` | {_cell(field.description or '')} | {_default(field)} |")
+        key = field.alias or name
+        lines.append(f"| `{key}` | {_cell(field.description or '')} | {_default(block, field, key)} |")
     if block.later:
         lines += [
             "",
@@ -85,23 +87,15 @@ def _section(title: str, block: type[Block]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _default(field: FieldInfo) -> str:
+def _default(block: type[Block], field: FieldInfo, key: str) -> str:
     if field.is_required():
         return "must be given"
+    if (known := held(block, key)) is not None:
+        return known
     value = field.default_factory() if field.default_factory is not None else field.default  # type: ignore[call-arg]
     if value is None or value is PydanticUndefined or isinstance(value, Block) or value in ([], {}):
         return ""
-    return f"`{_cell(_text(value))}`"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_text, value)) + "]"
-    if isinstance(value, Enum | Fraction):
-        return str(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return code(value)
 
 
 def _cell(text: str) -> str:

@@ -108,8 +108,8 @@ class Resolver:
 
     def _read_field(self, field: str, block: Any, path: Path) -> Any:
         if block is None:
-            if field in _DEFAULTS:
-                return _DEFAULTS[field]
+            if field in UNWRITTEN:
+                return UNWRITTEN[field]
             raise missing(path)
         return read_mixture(block, self._sources, path) if field == "mixture" else _READERS[field](block, path)
 
@@ -262,7 +262,7 @@ def _check_rows(stage: Stage) -> None:
 
 
 _FIELDS = _Parts._fields[1:]
-_DEFAULTS: Mapping[str, Any] = {"precision": "fp32", "lr": None}  # a schedule may stand at the top level instead
+UNWRITTEN: Mapping[str, Any] = {"precision": "fp32", "lr": None}  # a schedule may stand at the top level instead
 _READERS: Mapping[str, Callable[[Any, Path], Any]] = {
     "tokens": _tokens,
     "batch_tokens": lambda value, path: parse_size(value),

@@ -88,8 +88,8 @@ class ItemSpec(Block):
     one_at_a_time: Annotated[dict[str, list[Any]], Field(min_length=1)] | None = Field(
         None, description="a mapping of at least one path: [values]"
     )
-    add_one: AddOne | None = Field(None, description="a mapping of, values, absorb; or changes")
-    leave_one_out: LeaveOneOut | None = Field(None, description="a mapping of, absorb; or changes")
+    add_one: AddOne | None = Field(None, description="a mapping with the keys `of`, `values`, `absorb`; or `changes`")
+    leave_one_out: LeaveOneOut | None = Field(None, description="a mapping with the keys `of`, `absorb`; or `changes`")
     mixture: MixtureAxis | None = Field(None, description="a mapping of stage, vary, values, absorb")
     exclude: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = Field(
         None, description="a list of {path, source or alias: value}: rows that are no arms"

@@ -44,11 +44,13 @@ class BaseSpec(Block):
         "cold", description="cold or carried"
     )
     lr: Unsigned | None = Field(None, description="the rate at which the base was left, from 0")
-    tokens_seen: TokensSeen | None = Field(None, description="tokens that the base was trained on, such as 600B")
+    tokens_seen: TokensSeen | None = Field(
+        None, description="tokens that the base was trained on, such as 600B (inverse-sqrt and power go on from there)"
+    )
 
 
 class SourceSpec(Block):
-    """One source: `builtin`, `files` or `hf`, with what belongs to it. Parameters of the other kinds are None."""
+    """One source: `builtin`, `files` or `hf`, with what belongs to it. What belongs to another kind is refused."""
 
     builtin: (
         Annotated[

@@ -10,6 +10,7 @@ from pydantic import Field
 from harness.study.blocks import Block, TokensSeen, choice
 from harness.study.blocks import Tokens as TokensField
 from harness.study.paths import description
+from harness.study.schema.ablation import KINDS as ITEM_KINDS
 from harness.study.schema.ablation import ItemSpec, SeedsSpec
 from harness.study.schema.base import BaseSpec, SourceSpec
 from harness.study.schema.controls import ControlSpec
@@ -40,7 +41,7 @@ class StudySpec(Block):
         description="an ordered mapping of at least one name: stage"
     )
     ablate: list[ItemSpec] = Field(
-        default_factory=list, description="a list of grid, zip, cases, one_at_a_time or mixture items"
+        default_factory=list, description="a list of items, each one of " + ", ".join(ITEM_KINDS)
     )
     merge: dict[str, MergeSpec] = Field(
         default_factory=dict, description="a mapping of names: arms that are made of others' weights"
@@ -71,7 +72,9 @@ class BaseChange(Block):
         None, description="cold or carried"
     )
     lr: Unsigned | None = Field(None, description="the rate at which the base was left, from 0")
-    tokens_seen: TokensSeen | None = Field(None, description="tokens that the base was trained on, such as 600B")
+    tokens_seen: TokensSeen | None = Field(
+        None, description="tokens that the base was trained on, such as 600B (inverse-sqrt and power go on from there)"
+    )
 
 
 class ArmSpec(Block):
