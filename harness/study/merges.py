@@ -30,6 +30,7 @@ _TAKES: Mapping[MergeOf, tuple[str, ...]] = {
 }
 _KEYS = ("arm", "arms", "weights", "over", "every", "decay", "to")
 END = "end"
+MOST_PARTS = 10_000  # of a mean: each is a state that stays
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ def cuts(merge: Merge, treatment: Treatment) -> list[int]:
     if merge.over >= end:
         said = f"{merge.over:,} tokens are no part of the path of `{merge.arms[0]}`, which has {end:,}; expected fewer"
         raise Mistake((*merge.place, "over"), said)
+    if merge.over // merge.every > MOST_PARTS:
+        said = f"makes {merge.over // merge.every:,} checkpoints of {merge.over:,} tokens; expected a longer interval"
+        raise Mistake((*merge.place, "every"), f"{said}, of at most {MOST_PARTS:,}")
     found = list(range(end - merge.over, end + 1, merge.every))
     for tokens in found:
         start = 0
