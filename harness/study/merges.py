@@ -94,8 +94,8 @@ def cuts(merge: Merge, treatment: Treatment) -> list[int]:
         said = f"{merge.over:,} tokens are no part of the path of `{merge.arms[0]}`, which has {end:,}; expected fewer"
         raise Mistake((*merge.place, "over"), said)
     if merge.over // merge.every > MOST_PARTS:
-        said = f"makes {merge.over // merge.every:,} checkpoints of {merge.over:,} tokens; expected a longer interval"
-        raise Mistake((*merge.place, "every"), f"{said}, of at most {MOST_PARTS:,}")
+        said = f"makes {merge.over // merge.every:,} checkpoints of {merge.over:,} tokens"
+        raise Mistake((*merge.place, "every"), f"{said}; expected an interval that makes at most {MOST_PARTS:,}")
     found = list(range(end - merge.over, end + 1, merge.every))
     for tokens in found:
         start = 0
