@@ -16,8 +16,8 @@ OF_TREATMENTS: Mapping[str, str] = {
     "unequal-flops": "an arm's path costs more than 1 % more or less than the baseline's, and `compare.equal` is flops",
     "schedule-open": "an arm's learning rate has not come to the end of a decay where it is compared",
     "confounded": "an axis also changes another source's tokens, the total or the number of updates",
-    "no-control": "no arm spends the same budget on the pre-training mixture, or the control is the baseline under another "
-    "name",
+    "no-control": "no arm spends the same budget on the pre-training mixture, or the one that is named is the baseline "
+    "under another name",
     "cold-without-warmup": "training, or a stage, starts with a fresh optimizer at a high rate without warm-up",
     "rewarms-annealed-base": "the rate rises again after it was annealed, which costs loss before it gains any",
     "context-unused": "a longer window over documents that are hardly longer than the one before",
