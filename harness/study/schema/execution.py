@@ -79,6 +79,6 @@ class BudgetSpec(Block):
 class KeepSpec(Block):
     checkpoints: Kept = Field(
         "last",
-        description="last, all (that `launch.checkpoint_every` asks for), or `every 1B`: the last and the first at or past "
-        "each multiple",
+        description="last, all (that `launch.checkpoint_every` asks for), or `every 1B`: the last and the first at or "
+        "past each multiple",
     )
