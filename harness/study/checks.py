@@ -235,10 +235,12 @@ def check_resources(rules: Sequence[ResourcesRule], arms: Iterable[str], stages:
             raise Mistake((*place, "arm"), f"there is no arm `{rule.arm}`; {nearest(rule.arm, names)}")
         if rule.work == "close" and (rule.arm is not None or rule.stage is not None):
             raise Mistake(place, "the last job belongs to no arm and no stage; expected `work: close` alone")
-        if rule.nodes is None and rule.gpus is None and rule.time is None and not rule.slurm:
-            raise Mistake(place, "asks for nothing; expected nodes, gpus, time or slurm")
+        if all(asked is None for asked in (rule.nodes, rule.gpus, rule.gpu_type, rule.time)) and not rule.slurm:
+            raise Mistake(place, "asks for nothing; expected nodes, gpus, gpu_type, time or slurm")
         idle = without_effect(rule)
         if idle is not None:
+            if idle == "gpu_type":
+                raise Mistake((*place, idle), "the last job has no GPU; expected `gpus: 1` beside it, or none")
             one = "the last job" if rule.work == "close" else "an evaluation"
             raise Mistake((*place, idle), f"{one} is one process on one machine, with one GPU at most; expected 1")
 
@@ -272,6 +274,14 @@ def on_gpu_alone(parts: Sequence[str]) -> list[str]:
     """Those parts of Liger's that cannot run on a CPU: of them Triton's interpreter can run the fused loss alone."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return [part for part in parts if not (part == FUSED_LOSS and interpreted)]
+
+
+def check_gpu_type(launch: LaunchSpec) -> None:
+    """Raise Mistake where a type of GPU is asked for and no GPU is used."""
+    if launch.device == "cpu" and launch.gpu_type is not None:
+        raise Mistake(
+            ("launch", "gpu_type"), "`launch.device` is cpu, and no GPU is asked for; expected neither or cuda"
+        )
 
 
 def check_kernels(launch: LaunchSpec) -> None:

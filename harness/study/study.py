@@ -95,6 +95,7 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         names = [DEFAULT, *(arm.name for arm in candidates)]
         checks.check_compare(spec.compare, names, spec)
         checks.check_strategy(spec.launch)
+        checks.check_gpu_type(spec.launch)
         checks.check_kernels(spec.launch)
         others = [*spec.merge, *(control.name for control in spec.controls)]
         checks.check_resources(spec.launch.resources, [*names, *others], stages)

@@ -100,7 +100,7 @@ class Resources:
         """kind: of an item, or CLOSE. A rule for `train` is meant for bases, too, one for `evaluate` for merges."""
         launch = self._launch
         work = {"base": "train", "merge": "evaluate"}.get(kind, kind)
-        asked: dict[str, Any] = {"nodes": launch.nodes, "gpus": launch.gpus, "time": launch.time}
+        asked = {name: getattr(launch, name) for name in ("nodes", "gpus", "gpu_type", "time")}
         slurm = dict(launch.slurm)
         if work == CLOSE:
             asked |= {"gpus": 0, "time": None}
@@ -148,7 +148,12 @@ def _submitit(
         "wckey": None,  # Submitit's own would be refused where wckeys are checked
     }
     if launch.device != "cpu" and asked["gpus"]:
-        parameters |= {"gpus_per_node": asked["gpus"], "ntasks_per_node": 1 if alone else asked["gpus"]}
+        of_type = f"{asked['gpu_type']}:" if asked["gpu_type"] else ""
+        count = asked["gpus"]
+        parameters |= {
+            "gpus_per_node": f"{of_type}{count}" if of_type else count,
+            "ntasks_per_node": 1 if alone else count,
+        }
     more: dict[str, Any] = {}
     for name, value in slurm.items():
         (parameters if name in OF_SUBMITIT else more)[name] = value
@@ -158,8 +163,8 @@ def _submitit(
 
 
 def _check_gpus(parameters: Mapping[str, Any], name: str) -> None:
-    there, processes = parameters.get("gpus_per_node"), parameters["ntasks_per_node"]
-    if there is not None and there != processes:
+    there, processes = _of_a_node(parameters), parameters["ntasks_per_node"]
+    if there and there != processes:
         raise UserError(
             f"{name}: launch.gpus gives {there} GPUs a machine, and `ntasks_per_node: {processes}` would make "
             f"{processes} processes there; each process has one GPU, so leave `ntasks_per_node` away (with "
@@ -192,7 +197,12 @@ def group_of(parameters: Mapping[str, Any]) -> str:
 
 def gpus(parameters: Mapping[str, Any]) -> int:
     """GPUs of one job, 0 where it asks for none."""
-    return int(parameters.get("nodes") or 1) * int(parameters.get("gpus_per_node") or 0)
+    return int(parameters.get("nodes") or 1) * _of_a_node(parameters)
+
+
+def _of_a_node(parameters: Mapping[str, Any]) -> int:
+    """GPUs of one machine: 4 of `4` and of `h100:4`."""
+    return int(str(parameters.get("gpus_per_node") or 0).rpartition(":")[2])
 
 
 def tasks(parameters: Mapping[str, Any]) -> int:

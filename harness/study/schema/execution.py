@@ -8,7 +8,7 @@ from pydantic import Field
 
 from harness.study.blocks import MAPPING, TEXT, TEXT_OR_MAPPING, Block, Duration, ExactTokens, Kept, Size, choice
 from harness.study.schema.scalars import Count, Positive
-from harness.study.schema.slurm import ResourcesRule, SlurmOptions
+from harness.study.schema.slurm import GpuType, ResourcesRule, SlurmOptions
 
 OneKernel = Annotated[Literal["torch", "liger"], choice("torch", "liger")]
 
@@ -53,6 +53,9 @@ class LaunchSpec(Block):
     checkpoint_every: ExactTokens | None = Field(None, description="tokens between checkpoints, or null")
     nodes: Count = Field(1, description="a positive whole number of machines per run; more than one needs a cluster")
     gpus: Count = Field(1, description="a positive whole number of GPUs per machine; more than one needs a cluster")
+    gpu_type: GpuType | None = Field(
+        None, description="the type of GPU that a cluster is asked for, by Slurm's name for it such as h100"
+    )
     strategy: Annotated[Literal["auto", "ddp", "fsdp"], choice("auto", "ddp", "fsdp")] = Field(
         "auto",
         description="ddp (each process has the whole model), fsdp (each has a shard) or auto (ddp up to 1B parameters)",

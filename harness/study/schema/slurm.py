@@ -6,6 +6,7 @@ in every submission is refused by name, with the key of the study that says it.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -46,7 +47,10 @@ OF_SBATCH = words(
 OURS = {
     "nodes": "launch.nodes says it",
     "time": "launch.time says it",
-    **dict.fromkeys(("gpus", "gpus_per_node", "gpus_per_socket"), "launch.gpus says how many a machine gives"),
+    **dict.fromkeys(
+        ("gpus", "gpus_per_node", "gpus_per_socket"),
+        "launch.gpus says how many GPUs a machine gives, launch.gpu_type of which type",
+    ),
     "clusters": "jobs are looked for on the cluster of this machine alone, and would be taken for lost elsewhere",
     **dict.fromkeys(("uid", "gid"), "jobs are looked for among those of the user who calls `ablate`"),
     "array_parallelism": "launch.parallel says it",
@@ -90,7 +94,7 @@ def _value(name: str, given: Any) -> Any:
     if name == "gpus_per_task" and given != 1:
         raise said(f"`{name}: {given}`: every process has one GPU, and launch.gpus says how many there are; expected 1")
     if name in _DEVICES and "gpu" in str(given).lower():
-        raise said(f"`{name}: {given}` cannot be set here: launch.gpus says how many GPUs a machine gives")
+        raise said(f"`{name}: {given}` cannot be set here: {OURS['gpus']}")
     if isinstance(given, bool) or not isinstance(given, (str, int, float)):
         if given is True:
             return True
@@ -105,6 +109,15 @@ SlurmOptions = Annotated[
 ]
 
 
+def _gpu_type(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
+        raise said("expected a type of GPU by Slurm's name for it, such as h100; launch.gpus says how many")
+    return value
+
+
+GpuType = Annotated[str, BeforeValidator(_gpu_type)]
+
+
 class ResourcesRule(Block):
     """Other resources for some of the work; of several rules that are meant, later ones win."""
 
@@ -117,6 +130,7 @@ class ResourcesRule(Block):
     )
     nodes: Count | None = Field(None, description="a positive whole number of machines per run")
     gpus: Count | None = Field(None, description="a positive whole number of GPUs per machine")
+    gpu_type: GpuType | None = Field(None, description="the type of GPU, such as h100")
     time: Duration | None = Field(None, description="a job's time, such as 12h")
     slurm: SlurmOptions = Field(
         default_factory=dict, description="a mapping of sbatch's options, added to launch.slurm"
@@ -129,6 +143,8 @@ def without_effect(rule: ResourcesRule) -> str | None:
         return None
     if (rule.nodes or 1) > 1:
         return "nodes"
+    if rule.work == "close" and rule.gpu_type is not None and not rule.gpus:
+        return "gpu_type"
     if rule.work == "evaluate" and (rule.gpus or 1) > 1:
         return "gpus"
     return "slurm" if rule.slurm.get("ntasks_per_node", 1) != 1 else None

@@ -119,6 +119,17 @@ def test_what_one_process_does_asks_for_one_gpu_whatever_training_asks_for(score
     assert {name.split()[0] for name in given} == {"base", "train", "evaluate"}
 
 
+def test_a_type_of_gpu_is_asked_for_by_slurms_name_for_it(scored: Path) -> None:
+    rule = "  resources: [{work: evaluate, gpu_type: l40s}]\n"
+    found = prepared(scored, "  device: cuda\n  gpus: 2\n  gpu_type: h100\n" + rule)
+    given = asked(found)
+    for name, parameters in given.items():
+        of = {"train": "h100:2", "base": "h100:1", "evaluate": "l40s:1"}[name.split()[0]]
+        assert parameters["gpus_per_node"] == of and gpus(parameters) == int(of[-1]), name
+    assert "#SBATCH --gpus-per-node=h100:2" in "\n".join(preview.texts(found))
+    assert "gpus_per_node" not in Resources(found.study.spec.launch, found.plan).close()
+
+
 def test_training_and_evaluation_with_one_gpu_are_still_one_job(scored: Path) -> None:
     found = prepared(scored, "  device: cuda\n")
     asks = Resources(found.study.spec.launch, found.plan)
