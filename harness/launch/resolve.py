@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.launch.checksums import Checksums
 from harness.launch.promote import promoted
-from harness.plan.science import Identities
+from harness.plan.science import NOT_WANTED, Identities
 from harness.store import manifests
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
@@ -20,6 +20,7 @@ from harness.study.errors import Mistake, UserError
 if TYPE_CHECKING:
     from harness.evals.settings import EvalSettings, EvalTask
     from harness.study import Study
+    from harness.study.treatment import Base
 
 
 STAMPED = ("size", "mtime_ns", "ctime_ns")
@@ -37,7 +38,7 @@ class Resolved:
 def known(study: Study, folder: Folder) -> Resolved:
     """What the folder's manifests say, as far as they were made for what the study declares. Reads nothing else."""
     base = manifests.read_base(folder)
-    if base is not None and base.get("asked") != _asked(study):
+    if base is not None and not _covers(base, {**_asked(study), "optimizer": "cold"}):
         base = None
     sources = {} if base is None else _known_sources(study, folder, base["tokenizer"]["identity"])
     return _resolved(study, base, sources)
@@ -60,8 +61,7 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
         note("looking at the base")
         from harness.train.base import describe_base  # imports torch: not for a run that finds everything done
 
-        treatment = study.arms[0].treatment
-        found = describe_base(treatment.base, study.path.absolute().parent, tokenizer, earlier)
+        found = describe_base(_base(study), study.path.absolute().parent, tokenizer, earlier)
         manifests.write_base(folder, {**found, "asked": asked})
         base = manifests.read_base(folder) or found
     discard_altered_stores(folder, note)
@@ -71,7 +71,7 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
 def lacks_origin(resolved: Resolved) -> bool:
     """Whether all is resolved, and something that it was made from or made into is not on this machine: the folder was
     copied here, or the shared store was emptied. As long as there is nothing to do, nobody misses it."""
-    if resolved.base is None or resolved.identities.tokenizer is None or None in resolved.identities.sources.values():
+    if resolved.base is None or resolved.identities.unresolved:
         return False
     paths = [resolved.base["location"], resolved.base["tokenizer"]["path"], resolved.base["optimizer"]]
     paths += [file["path"] for file in resolved.base["files"]]
@@ -101,10 +101,24 @@ def discard_altered_stores(folder: Folder, note: Callable[[str], None]) -> None:
 
 def _asked(study: Study) -> dict[str, Any]:
     """What the study declares of its base, as JSON: a manifest holds for this and nothing else."""
-    base = study.arms[0].treatment.base
+    base = _base(study)
     declared = {"model": base.model, "tokenizer": base.tokenizer, "optimizer": base.optimizer}
     plain: dict[str, Any] = json.loads(json.dumps(declared, default=dict))
     return plain
+
+
+def _base(study: Study) -> Base:
+    """The base with the optimizer's state if any arm carries it; in all else that is looked up, arms share one."""
+    return replace(study.arms[0].treatment.base, optimizer="carried" if _carries(study) else "cold")
+
+
+def _carries(study: Study) -> bool:
+    return any(arm.treatment.base.optimizer == "carried" for arm in (*study.arms, *study.control_arms))
+
+
+def _covers(manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a manifest is of what is asked, or of that with an optimizer's state beside it."""
+    return manifest.get("asked") in (asked, {**asked, "optimizer": "carried"})
 
 
 def _still_holds(study: Study, asked: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
@@ -112,7 +126,7 @@ def _still_holds(study: Study, asked: Mapping[str, Any], manifest: Mapping[str, 
 
     study: with a promoted run's folder in the place of its name. asked: what was declared.
     """
-    if manifest.get("asked") != asked:
+    if not _covers(manifest, asked):
         return False
     path = str(study.arms[0].treatment.base.model.get("path", ""))
     here = study.path.absolute().parent / expanded(path)
@@ -146,14 +160,21 @@ def _known_sources(study: Study, folder: Folder, tokenizer: str) -> dict[str, Ma
 
 def _resolved(study: Study, base: Mapping[str, Any] | None, sources: Mapping[str, Mapping[str, Any]]) -> Resolved:
     identities = Identities(
-        weights=None if base is None else base["identity"],
+        weights=None if base is None else manifests.base_identity(base, "cold"),
         tokenizer=None if base is None else base["tokenizer"]["identity"],
         sources={name: sources[name]["identity"] if name in sources else None for name in study.sources},
         declared_sources={
             name: source.model_dump(mode="json", exclude_none=True) for name, source in study.sources.items()
         },
+        carried=_carried(study, base),
     )
     return Resolved(base, sources, identities)
+
+
+def _carried(study: Study, base: Mapping[str, Any] | None) -> str | None:
+    if not _carries(study):
+        return NOT_WANTED
+    return None if base is None else manifests.base_identity(base, "carried")
 
 
 def evaluation_settings(study: Study) -> EvalSettings:

@@ -145,13 +145,13 @@ def _short_points(study: Study) -> list[str]:
 
 def _one_a_shape(study: Study) -> list[Arm]:
     """`default`, the arms that the comparison and the merges name, and each arm that has a shape which none before it
-    had."""
+    had, or is the first to start with the base's optimizer, or without."""
     named = {study.spec.compare.baseline, study.spec.compare.control}
     named |= {name for merge in _merges(study) for name in merge.arms}
     seen: set[Hashable] = set()
     chosen = []
     for arm in study.arms:
-        new = {shape(stage) for stage in arm.treatment.stages} - seen
+        new = {arm.treatment.base.optimizer, *map(shape, arm.treatment.stages)} - seen
         if new or arm.name in named:
             seen |= new
             chosen.append(arm)

@@ -27,22 +27,30 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 
+NOT_WANTED = ""
+
+
 @dataclass(frozen=True)
 class Identities:
     """What the base and the sources are, from their manifests; None where nothing was resolved yet.
 
     An unresolved part is named by its declaration instead, so that a plan can be drawn; it is re-keyed when resolved.
+    weights: of the base. carried: of the base with the optimizer's state that it was left with; NOT_WANTED where no arm
+    carries it.
     """
 
     weights: str | None
     tokenizer: str | None
     sources: Mapping[str, str | None]
     declared_sources: Mapping[str, Any]
+    carried: str | None = NOT_WANTED
 
     @property
     def unresolved(self) -> list[str]:
-        """Names of what has no manifest yet: `base`, `tokenizer`, `sources.<name>`."""
+        """Names of what has no manifest yet: `base`, `base.optimizer`, `tokenizer`, `sources.<name>`."""
         names = [name for name in ("weights", "tokenizer") if getattr(self, name) is None]
+        if self.weights is not None and self.carried is None:
+            names.append("base.optimizer")
         return ["base" if name == "weights" else name for name in names] + [
             f"sources.{name}" for name, identity in self.sources.items() if identity is None
         ]
@@ -114,8 +122,9 @@ def read_pieces(pieces: Sequence[Mapping[str, Any]]) -> tuple[list[Piece], list[
 
 def base_science(base: Base, identities: Identities, init_seed: int) -> dict[str, Any]:
     """What names the state before token 0. The init seed matters only where weights are drawn from it."""
+    weights = identities.carried if base.optimizer == "carried" else identities.weights
     science: dict[str, Any] = {
-        "weights": identities.weights or "unresolved-" + digest(dict(base.model)),
+        "weights": weights or "unresolved-" + digest(dict(base.model)),
         "tokenizer": identities.tokenizer or "unresolved-" + digest(dict(base.tokenizer)),
         "optimizer": base.optimizer,
         "defaults": DEFAULTS_VERSION,

@@ -40,8 +40,9 @@ def describe_base(
     """The base's manifest (`manifests/base.json`), less the schema number; weights are hashed, not loaded.
 
     study_folder: where relative paths start. tokenizer: the manifest's entry, already resolved. known: an earlier
-    manifest; files whose size and time it has are not hashed again. Raises UserError for a model that cannot be found
-    or read, a tokenizer with more tokens than the model, and a carried optimizer that is not there.
+    manifest; files whose size and time it has are not hashed again. A base whose optimizer is `carried` serves arms
+    that start cold, too (`manifests.base_identity`). Raises UserError for a model that cannot be found or read, a
+    tokenizer with more tokens than the model, and a carried optimizer that is not there.
     """
     location = None if base.from_scratch else _locate(base.model, study_folder)
     config = _scratch_config(base, tokenizer, study_folder) if location is None else load_config(location)
@@ -76,8 +77,8 @@ def describe_base(
 def prepare_base(folder: Folder, state_id: str) -> str:
     """Write the state before token 0, `checkpoints/0` of state `state_id`, unless it is there.
 
-    Returns its weights' hash. The state's segment.json names the init seed, the base's manifest the rest. Raises
-    UserError when the base is no longer what the manifest says.
+    Returns its weights' hash. The state's segment.json names the init seed and whether the optimizer's state goes
+    along, the base's manifest the rest. Raises UserError when the base is no longer what the manifest says.
     """
     state = folder.state(state_id)
     try:
@@ -96,7 +97,7 @@ def prepare_base(folder: Folder, state_id: str) -> str:
         staged = staging_folder(state.checkpoint(0))
         try:
             save_model(model, staged / "model", Path(manifest["tokenizer"]["path"]))
-            if manifest["optimizer"] is not None:
+            if segment["base"]["optimizer"] == "carried":
                 shutil.copyfile(manifest["optimizer"], staged / OPTIMIZER)
             marker = checkpoints.seal(staged, state.checkpoint(0), state_id, tokens=0, step=0)
         except BaseException:
@@ -108,10 +109,14 @@ def prepare_base(folder: Folder, state_id: str) -> str:
 
 
 def _base_model(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> PreTrainedModel:
-    if base["weights"] != manifest["identity"]:
+    resolved = manifests.base_identity(manifest, base["optimizer"])
+    if resolved is None:
         raise UserError(
-            f"the base of this state has weights {base['weights'][:12]}, the manifest has {manifest['identity'][:12]}; "
-            "plan again."
+            "the base of this state carries its optimizer's state, and the manifest names none; plan again."
+        )
+    if base["weights"] != resolved:
+        raise UserError(
+            f"the base of this state has weights {base['weights'][:12]}, the manifest has {resolved[:12]}; plan again."
         )
     if manifest["kind"] == "config":
         return build_model(config_from_fields(manifest["config"]), base["init_seed"])
@@ -150,12 +155,18 @@ def _locate(model: Mapping[str, Any], study_folder: Path, where: str = "base.mod
     """The folder or `.gguf` file of a declared model; one that is named by its id on the hub is fetched first."""
     name = str(model["path"])
     here = study_folder / Path(name).expanduser()
+    revision = model.get("revision")
     if here.exists():
+        if revision is not None:
+            raise UserError(
+                f"`base.revision: {revision}` is of a model on the hub, and `{where}: {name}` is found here, at "
+                f"{here}. Expected no revision; or, where the hub's model is meant, another place for what is here."
+            )
         return here.resolve()
     looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
     if looks_like_a_path:
         raise UserError(f"`{where}: {name}`: there is no {here}.")
-    return _fetch(name, model.get("revision"), where)
+    return _fetch(name, revision, where)
 
 
 def _fetch(name: str, revision: str | None, where: str) -> Path:
@@ -201,7 +212,7 @@ def _identity(config: PretrainedConfig, location: Path | None, files: list[dict[
     """From scratch: the configuration and the rule of initialisation. Else the content of the files, by name."""
     if location is None:
         return digest({"initialisation": INITIALISATION, "config": _of_the_architecture(config)})
-    return digest({Path(file["path"]).name: file["sha256"] for file in files})
+    return manifests.files_identity(files)
 
 
 def _kind(model: Mapping[str, Any], study_folder: Path) -> str:
@@ -233,6 +244,8 @@ def _carried_optimizer(location: Path | None) -> Path:
         if candidate.is_file():
             return candidate
     raise UserError(
-        f"`base.optimizer: carried`: neither {folder} nor {folder.parent} has an {OPTIMIZER}. "
-        "Use `optimizer: cold` for a base without optimizer state."
+        f"`base.optimizer: carried` (of the study, or of one of its arms): there is no {OPTIMIZER} in {folder} or in "
+        f"{folder.parent}. That is the file in which this harness leaves the optimizer's state beside the `model` "
+        "folder of a checkpoint; other trainers' files are not read. Without it, expected `base.optimizer: cold`: the "
+        "optimizer begins empty."
     )

@@ -146,10 +146,22 @@ def test_a_model_that_is_not_there_is_a_user_error(path: str, message: str, tmp_
         describe_base(_declared({"path": path}), tmp_path, TOKENIZER)
 
 
+@pytest.mark.parametrize("name", ["org/model", "small.gguf"])
+def test_a_revision_is_of_the_hub_and_never_of_what_lies_here(name: str, tmp_path: Path) -> None:
+    _saved(tmp_path / "org" / "model")
+    (tmp_path / "small.gguf").touch()
+    with pytest.raises(UserError, match=rf"`base\.revision: abc` is of a model on the hub, and `base\.model: {name}`"):
+        describe_base(_declared({"path": name, "revision": "abc"}), tmp_path, TOKENIZER)
+    with pytest.raises(UserError, match=rf"and `base\.model\.config\.like: {name}` is found here"):
+        describe_base(_declared({"config": {"like": name}, "revision": "abc"}), tmp_path, TOKENIZER)
+
+
 def test_a_carried_optimizer_must_be_there(tmp_path: Path) -> None:
     declared = _declared({"path": "run/model"}, "carried")
     _saved(tmp_path / "run" / "model")
-    with pytest.raises(UserError, match=r"has an optimizer\.safetensors"):
+    with pytest.raises(
+        UserError, match=r"there is no optimizer\.safetensors in .*run/model or in .*run\. .*`base\.optimizer: cold`"
+    ):
         describe_base(declared, tmp_path, TOKENIZER)
     save_file({"x": torch.zeros(1)}, tmp_path / "run" / OPTIMIZER)
     assert describe_base(declared, tmp_path, TOKENIZER)["optimizer"] == str(tmp_path / "run" / OPTIMIZER)
