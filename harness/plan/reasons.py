@@ -95,10 +95,11 @@ def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool
     segment.needed = True
     segment.start_tokens, segment.start_path = segment.tokens_from, None
     best = None
-    for name, checkpoint in _checkpoints_between(observed, segment.tokens_from, segment.tokens_to):
+    for name, checkpoint in _checkpoints_in(observed, segment.tokens_from, segment.tokens_to):
         if best is not None and checkpoint.tokens <= best.tokens:
             continue
-        if name == state_at(run.base, run.pieces, run.data_seeds, checkpoint.tokens):
+        inside = checkpoint.tokens < segment.tokens_to
+        if name == (state_at(run.base, run.pieces, run.data_seeds, checkpoint.tokens) if inside else segment.id):
             best = checkpoint
     if best is not None:
         segment.start_tokens, segment.start_path = best.tokens, best.path
@@ -107,6 +108,8 @@ def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool
         segment.state, segment.reason = "recomputed", seen.reason
     elif seen is not None and seen.outcome == "stale":
         segment.state, segment.reason = "stale", seen.reason
+    elif best is not None and best.tokens == segment.tokens_to:
+        segment.state, segment.reason = "new", f"taken from the checkpoint that was kept at token {best.tokens:,}"
     elif passed:
         tokens = segment.tokens_to - segment.start_tokens
         segment.state = "recomputed"
@@ -120,8 +123,8 @@ def _explain_work(segment: Segment, plan: Plan, observed: Observed, passed: bool
         segment.state, segment.reason = "new", "never trained" if segment.kind == "train" else "never made"
 
 
-def _checkpoints_between(observed: Observed, after: int, before: int) -> list[tuple[str, Any]]:
-    return [item for item in observed.checkpoints.items() if after < item[1].tokens < before]
+def _checkpoints_in(observed: Observed, after: int, to: int) -> list[tuple[str, Any]]:
+    return [item for item in observed.checkpoints.items() if after < item[1].tokens <= to]
 
 
 def _explain_rekeyed(plan: Plan, previous: Mapping[str, Any]) -> None:

@@ -56,22 +56,26 @@ class CheckpointMarker:
 def seal(staged: Path, final: Path, fingerprint: str, tokens: int, step: int) -> CheckpointMarker:
     """Checksum a filled staging folder, mark it and give it its final name, durably.
 
-    A whole checkpoint of the same state that has the name already stays: it was written by somebody who was faster.
+    A whole checkpoint of the same state that has the name already stays: it was written by somebody who was faster. A
+    sharded one does not stay before one that is not: the end of a segment is opened by those who know no shards.
     """
     like_any_file(staged)
     fsync_tree(staged)
     files = checksum_files(staged)
-    schema = SHARDED_SCHEMA if any(name.startswith(f"{SHARDS}/") for name in files) else SCHEMA
+    sharded = any(name.startswith(f"{SHARDS}/") for name in files)
+    schema = SHARDED_SCHEMA if sharded else SCHEMA
     write_marker(staged, schema, {"fingerprint": fingerprint, "tokens": tokens, "step": step}, files)
-    publish(staged, final, lambda there: _is_whole(there, fingerprint))
+    publish(staged, final, lambda there: _serves(there, fingerprint, sharded))
     return read_marker(final)
 
 
-def _is_whole(path: Path, fingerprint: str) -> bool:
+def _serves(path: Path, fingerprint: str, sharded: bool) -> bool:
+    """Whether a checkpoint is a whole one of the state, in shards only where that will do."""
     try:
-        return verify(path).fingerprint == fingerprint
+        marker = verify(path)
     except Damaged:
         return False
+    return marker.fingerprint == fingerprint and (sharded or not marker.sharded)
 
 
 def read_marker(path: Path) -> CheckpointMarker:

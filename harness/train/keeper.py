@@ -75,7 +75,7 @@ class Onlooker:
         """Say that the state is there."""
 
     def finished_before(self, loop: Loop) -> None:
-        """Say that the state is there whose last checkpoint an earlier attempt has written."""
+        """Say that the state is there whose updates an earlier attempt has made, here or in another segment."""
 
     def diverged(self, broken: Update) -> None:
         """Record a run that ended before the update `broken`, whose loss or gradient was not finite."""

@@ -227,7 +227,9 @@ def _updates(
 ) -> Outcome:
     """Update after update. Every rank decides alike: from equal figures and what they agreed on."""
     end, every = segment["tokens_to"], settings.checkpoint_every
-    if start.own and start.tokens == end and not start.marker.sharded:  # killed between its last checkpoint and marker
+    if start.tokens == end:
+        if not start.own or start.marker.sharded:  # else it was killed between its last checkpoint and its marker
+            keeper.save(loop)
         keeper.finished_before(loop)
         return Outcome("trained", end, 0)
     told = ranks.agree(stop.number)

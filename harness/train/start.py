@@ -40,10 +40,12 @@ class Start:
 def find_start(
     folder: Folder, segment: Mapping[str, Any], attempt: Attempt, extra: Sequence[Mapping[str, Any]] = ()
 ) -> Start:
-    """The whole checkpoint with the most tokens among the segment's own, those in `extra`, and its parent's.
+    """The whole checkpoint with the most tokens among the segment's own and those in `extra`; its parent's where there
+    is none. It may be at the segment's end: then nothing is left to train.
 
-    extra: {"path", "tokens"} of checkpoints of other states on this path. A damaged checkpoint of its own or in `extra`
-    is passed over, with an event `checkpoint_damaged`; a damaged one of the parent raises UserError.
+    extra: {"path", "tokens"} of checkpoints of other states on this path; at equal tokens the segment's own is taken.
+    One of its own or in `extra` that is damaged, or holds a state that is not on this path, is passed over with an
+    event `checkpoint_damaged`. Raises UserError when it comes to the parent's, and that one is damaged.
     """
     whole, damaged = checkpoints.complete(attempt.state)
     for reason in damaged:
@@ -53,9 +55,11 @@ def find_start(
     for candidate in extra:
         if first < candidate["tokens"] <= last and candidate["tokens"] > (found[0].tokens if found else first):
             try:
-                found.append(Start(checkpoints.verify(Path(candidate["path"])), own=False))
+                marker = checkpoints.verify(Path(candidate["path"]))
             except Damaged as reason:
                 attempt.event("checkpoint_damaged", reason=str(reason))
+            else:
+                found += [Start(marker, own=False)] if _is_on_path(marker, segment, attempt) else []
     return max(found, key=lambda start: start.tokens) if found else _parent(folder, segment)
 
 
@@ -96,6 +100,5 @@ def fingerprint_at(segment: Mapping[str, Any], tokens: int) -> str:
     """The name of the state after `tokens` of a segment's path; at its end the segment's own id."""
     if tokens == segment["tokens_to"]:
         return str(segment["id"])
-    pieces, data_seeds = read_pieces(segment["pieces"])
     pieces, data_seeds = read_pieces(segment["pieces"])
     return state_at(base_state(segment["base"]), pieces, data_seeds, tokens)

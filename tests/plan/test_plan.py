@@ -121,6 +121,23 @@ def test_a_kept_checkpoint_inside_the_trunk_shortens_what_is_recomputed(tmp_path
     assert starts == {0, 100 * 512}
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_checkpoint_kept_exactly_at_the_branch_point_leaves_nothing_to_recompute(
+    tmp_path: Path, shared: bool
+) -> None:
+    plan = build_plan(study(tmp_path), identities(), None, [TASK], share=shared)
+    run = plan.runs[0]
+    trunk = plan.segments[run.path[0]]
+    of_another = state_at(run.base, run.pieces, run.data_seeds, trunk.tokens_to)
+    found = {name: CheckpointSeen(name, trunk.tokens_to) for name in (of_another, trunk.id)}
+    after = build_plan(study(tmp_path), identities(), None, [TASK], Observed(checkpoints=found), shared)
+    again = after.segments[trunk.id]
+    assert (again.start_path, again.start_tokens) == (trunk.id, trunk.tokens_to)
+    assert again.reason == f"taken from the checkpoint that was kept at token {trunk.tokens_to:,}"
+    others = {name: segment.start_path for name, segment in after.segments.items() if name != trunk.id}
+    assert set(others.values()) == {None}, "without sharing, a run takes nothing from another"
+
+
 def test_a_damaged_state_is_recomputed_and_named_only_if_something_needs_it(tmp_path: Path) -> None:
     plan = build_plan(study(tmp_path), identities(), None, [TASK])
     leaf, trunk = plan.runs[0].path[-1], plan.runs[0].path[0]

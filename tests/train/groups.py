@@ -50,10 +50,13 @@ class Group:
         world: int,
         prepare: Prepare = lambda ranks: None,
         stays: bool = True,
+        extra: Sequence[dict[str, Any]] = (),
         **settings: Any,
     ) -> None:
-        """stays: a process that has lost a rank waits for the others' ends before its own."""
+        """stays: a process that has lost a rank waits for the others' ends before its own. extra: as `train_segment`
+        takes it."""
         self.stays = stays
+        self.extra = extra
         self.folder = study.root / f"group-{time.monotonic_ns()}"
         self.folder.mkdir()
         self.pids = []
@@ -71,7 +74,7 @@ class Group:
             ranks = Ranks.join(rank, world, rank, self.folder / "meet", "cpu")
             prepare(ranks)
             how = TrainSettings(**{"numerics": build.NUMERICS, **settings})
-            said = asdict(train_segment(study.folder, name, how, ranks=ranks))
+            said = asdict(train_segment(study.folder, name, how, extra=self.extra, ranks=ranks))
             ranks.leave()
         except BaseException as error:
             said = {"error": type(error).__name__, "said": str(error)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import traceback
@@ -272,6 +273,39 @@ def test_the_newest_checkpoint_of_another_state_on_the_path_is_taken(uncut_fp32:
     outcome = segment.train_segment(study.folder, whole, segment.TrainSettings(build.NUMERICS), extra=found)
     assert outcome.steps == STEPS - 13
     assert study.hashes(whole) == uncut_fp32
+
+
+@pytest.mark.parametrize("whose", ["its own", "another segment's"])
+def test_a_checkpoint_at_the_very_end_leaves_nothing_to_train_and_the_same_bits(
+    whose: str, uncut_fp32: Hashes, tmp_path: Path
+) -> None:
+    study = StudyFolder(tmp_path)
+    (longer,) = study.declare([*path(), piece(END, END + EVERY, "after", blend_from=END)], [END + EVERY])
+    (name,) = study.declare(path(), [END])
+    study.train(longer, checkpoint_every=EVERY, keep="all")
+    there = study.state(longer).checkpoint(END)
+    if whose == "its own":
+        there = shutil.copytree(there, study.state(name).checkpoint(END))
+    outcome = segment.train_segment(
+        study.folder, name, segment.TrainSettings(build.NUMERICS), extra=[{"path": str(there), "tokens": END}]
+    )
+    assert outcome == segment.Outcome("trained", END, 0)
+    assert study.hashes(name) == uncut_fp32
+    done = states.read_done(study.state(name))
+    assert done is not None and (done.tokens, done.step) == (END, STEPS)
+    assert read_steps(study.state(name)).rows == [], "its updates are told where they were made"
+
+
+def test_a_checkpoint_of_another_path_is_passed_over_and_named(uncut_fp32: Hashes, tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path)
+    (other,) = study.declare([piece(0, 8 * BATCH, lr=2e-3)], [8 * BATCH])
+    study.train(other)
+    (name,) = study.declare(path(), [END])
+    found = [{"path": str(study.state(other).checkpoint(8 * BATCH)), "tokens": 8 * BATCH}]
+    outcome = segment.train_segment(study.folder, name, segment.TrainSettings(build.NUMERICS), extra=found)
+    assert outcome.steps == STEPS
+    assert study.hashes(name) == uncut_fp32
+    assert "is not on the path" in events(study, name, "checkpoint_damaged")[0]["reason"]
 
 
 def test_inner_checkpoints_carry_the_name_that_a_plan_gives_to_that_state(tmp_path: Path) -> None:

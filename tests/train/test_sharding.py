@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -444,6 +445,35 @@ def test_an_inner_sharded_checkpoint_is_where_another_arm_branches_off(
     assert train_segment(study.folder, first, how, extra=[candidate]).steps == 1
     assert train_segment(study.folder, then, how).kind == "trained"
     assert_equal_ends((study, then), alone)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("whose", ["its own", "another segment's"])
+def test_a_sharded_checkpoint_at_the_very_end_is_put_together_and_nothing_is_trained(
+    world: int, whose: str, tmp_path: Path
+) -> None:
+    study = StudyFolder(tmp_path)
+    (longer,) = study.declare([*path(), piece(END, 2 * END, "after", lr=RATE, blend_from=END)], [2 * END])
+    every = {"checkpoint_every": END, "keep": "all"}
+    assert [end["kind"] for end in together(study, longer, 2, **FSDP, **every)] == ["trained"] * 2
+    (name,) = study.declare(path(), [END])
+    there = study.state(longer).checkpoint(END)
+    assert verify(there).sharded
+    saved = ShardFiles(verify(there))
+    if whose == "its own":
+        shutil.copytree(there, study.state(name).checkpoint(END))
+    settings = FSDP if world > 1 else {}
+    extra = [{"path": str(there), "tokens": END}]
+    assert (
+        Group(study, name, world, extra=extra, **settings).wait()
+        == [{"kind": "trained", "tokens": END, "steps": 0}] * world
+    )
+    assert not verify(study.state(name).checkpoint(END)).sharded
+    ours = tensors(study, name)
+    for key in ours:
+        of = "optimizer" if key.split(".")[0] in ("exp_avg", "exp_avg_sq", "step") else "model"
+        assert torch.equal(ours[key], saved.read(f"{of}.{key}")), key
+    assert states.verify_state(study.state(name)) is not None
 
 
 def test_auto_is_ddp_for_small_models_and_fsdp_for_large_ones_and_one_process_divides_nothing() -> None:
