@@ -15,6 +15,7 @@ from harness.evals.settings import DTYPE, SEEDS, EvalSettings, EvalTask, task_ke
 from harness.evals.task_files import own_task, read_task_file
 from harness.store import evaluations, manifests, states
 from harness.store.atomic import WriteFailed, sha256_file
+from harness.store.checkpoints import TOKENIZER_FILES
 from harness.store.layout import Folder
 from harness.store.markers import UnknownSchema
 from harness.study.errors import UserError
@@ -279,8 +280,7 @@ def _encoded(path: Path, most: int, model: Path, tokenizer: Any) -> Encoded:
 
 def _tokenizer_files(model: Path) -> tuple[tuple[str, str], ...]:
     """Checksums of the files that decide how the model's tokenizer encodes; empty where there is none of them."""
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
-    return tuple((name, sha256_file(model / name)) for name in names if (model / name).is_file())
+    return tuple((name, sha256_file(model / name)) for name in TOKENIZER_FILES if (model / name).is_file())
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

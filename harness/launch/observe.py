@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from harness.launch.checksums import Checksums
@@ -13,11 +12,10 @@ from harness.launch.code import tree_hash
 from harness.plan.canonical import digest
 from harness.plan.observed import AttemptSeen, CheckpointSeen, EvaluationSeen, Observed, StateSeen
 from harness.store import attempts, evaluations, plans, states
+from harness.store.checkpoints import tokenizer_files
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import MARKER, Damaged, read_marked
 from harness.store.metrics import read_steps
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def _disagreements(state: StateFolder) -> tuple[int, ...]:
 
 def _tokenizer(files: Mapping[str, Mapping[str, Any]]) -> str | None:
     """A digest of the tokenizer's files in a checkpoint's model folder, from the marker; None where there is none."""
-    own = {name: record["sha256"] for name, record in files.items() if Path(name).name in TOKENIZER_FILES}
+    own = tokenizer_files(files)
     return digest(own) if own else None
 
 

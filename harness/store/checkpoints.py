@@ -31,6 +31,16 @@ from harness.store.markers import (
 SCHEMA = 1
 SHARDED_SCHEMA = 2
 SHARDS = "shards"
+# Files of a model folder that decide how its tokenizer encodes; a folder has some of them.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,12 @@ def complete(state: StateFolder, contents: bool = True) -> tuple[list[Checkpoint
         except Damaged as reason:
             damaged.append(reason)
     return whole, damaged
+
+
+def tokenizer_files(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """SHA-256 of the tokenizer's files in a checkpoint's `model/`, by name; empty where there is none."""
+    paths = {name: f"model/{name}" for name in TOKENIZER_FILES}
+    return {name: str(files[path]["sha256"]) for name, path in paths.items() if path in files}
 
 
 def weights_hash(files: Mapping[str, Mapping[str, Any] | FileRecord]) -> str:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from harness.store import checkpoints, states
 from harness.store.atomic import staging_folder, writing
 from harness.store.attempts import Attempt, Fenced, begin
-from harness.store.checkpoints import CheckpointMarker
+from harness.store.checkpoints import CheckpointMarker, tokenizer_files
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError
@@ -148,7 +148,7 @@ def _check_alike(parts: Sequence[CheckpointMarker]) -> None:
     for other in others:
         ours, theirs = _configuration(first.model), _configuration(other.model)
         differs = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-        differs += [] if _tokenizer(first) == _tokenizer(other) else ["the tokenizer"]
+        differs += [] if tokenizer_files(first.files) == tokenizer_files(other.files) else ["the tokenizer"]
         if differs:
             raise UserError(
                 f"{other.path} cannot be merged with {first.path}: they differ in {', '.join(differs)}, "
@@ -159,14 +159,6 @@ def _check_alike(parts: Sequence[CheckpointMarker]) -> None:
 def _configuration(folder: Path) -> dict[str, Any]:
     read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {name: value for name, value in read.items() if name not in _OF_THE_WRITER}
-
-
-def _tokenizer(part: CheckpointMarker) -> dict[str, Any]:
-    return {
-        name: record["sha256"]
-        for name, record in part.files.items()
-        if Path(name).parent.name == "model" and Path(name).name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    }
 
 
 Method = Callable[[Mapping[str, Any], Sequence[CheckpointMarker]], PreTrainedModel]

@@ -56,6 +56,20 @@ def settled(folder: Folder) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("file", checkpoints.TOKENIZER_FILES)
+def test_every_file_that_decides_how_text_is_encoded_tells_tokenizers_apart(file: str, tmp_path: Path) -> None:
+    seen = []
+    for text in ("one", "two"):
+        state = Folder(tmp_path / text).state(STATE)
+        staged = staging_folder(state.checkpoint(10))
+        (staged / "model").mkdir()
+        (staged / "model" / file).write_text(text)
+        marker = checkpoints.seal(staged, state.checkpoint(10), STATE, 10, 1)
+        states.write_done(state, "trained", 10, 1, checkpoints.weights_hash(marker.files), 10, {})
+        seen.append(observe(Folder(tmp_path / text)).observed.states[STATE].tokenizer)
+    assert None not in seen and seen[0] != seen[1]
+
+
 def test_a_second_look_hashes_nothing(folder: Folder, hashed: list[str]) -> None:
     settled(folder)
     assert observe(folder).observed.states[STATE].outcome == "trained"

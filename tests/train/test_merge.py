@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from harness.plan.merges import coefficients_of, decay_weights, mean_recipe, merge_id
 from harness.store import attempts, checkpoints, states
+from harness.store.checkpoints import TOKENIZER_FILES
 from harness.study.errors import UserError
 from harness.train import merge as merging
 from harness.train.merge import merge_state, weighted_mean
@@ -110,7 +111,7 @@ def test_whole_numbers_are_kept_where_they_are_equal_and_have_no_mean_where_not(
     [
         ("config.json", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "differ in rope_parameters"),
         ("config.json", {"num_attention_heads": 1}, "differ in num_attention_heads"),
-        ("tokenizer.json", None, "differ in the tokenizer"),
+        *((file, None, "differ in the tokenizer") for file in TOKENIZER_FILES),
     ],
 )
 def test_models_that_are_not_alike_are_refused_by_what_differs(
@@ -120,7 +121,7 @@ def test_models_that_are_not_alike_are_refused_by_what_differs(
     final = study.state(names[-1]).checkpoint(END)
     path = final / "model" / file
     if change is None:
-        path.write_text(path.read_text() + " ")
+        path.write_text((path.read_text() if path.exists() else "") + " ")
     else:
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     _seal_again(study, names[-1])
