@@ -46,7 +46,6 @@ def _train(folder: Folder, order: Order, progress: Progress) -> Result:
         numerics=_numerics(order),
         checkpoint_every=order.settings["checkpoint_every"],
         keep=order.settings["keep"],
-        stop_after_steps=None,
         strategy=order.settings.get("strategy", "auto"),  # a submission of an earlier version has none
         code=order.settings["code"],
     )

@@ -68,7 +68,7 @@ class Onlooker:
         self._shards.abandon()
 
     def stopped(self, loop: Loop, number: int) -> None:
-        """Say that training stops for the signal `number`, 0: after the updates that it was to make."""
+        """Say that training stops for the signal `number`."""
         self._shards.settle()
 
     def finished(self, loop: Loop) -> None:
@@ -142,8 +142,7 @@ class Keeper(Onlooker):
 
     def stopped(self, loop: Loop, number: int) -> None:
         super().stopped(loop, number)
-        why = signal.Signals(number).name if number else "stop_after_steps"
-        self._attempt.event("stopped", signal=why, tokens=loop.tokens)
+        self._attempt.event("stopped", signal=signal.Signals(number).name, tokens=loop.tokens)
 
     def finished(self, loop: Loop) -> None:
         self._finish({**self._recorder.summary(), **_left_out(loop), "served": _served(loop)})

@@ -1,7 +1,7 @@
 """Rotary position embeddings as a stage wants them, written so that the exported `config.json` alone reproduces them.
 
 Transformers computes the inverse frequencies from `config.rope_parameters` when a rotary module is built. A change of
-rope is therefore a change of the configuration, followed by building those modules anew: training and whoever opens the
+rope is therefore a change of the configuration with which a stage's model is loaded: training and whoever opens the
 exported folder run the same code on the same numbers.
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
 from transformers import PretrainedConfig
 
 from harness.plan.rope import positions, resolve_rope
 
-__all__ = ["rebuild_rope", "resolve_rope", "rope_parameters", "set_context"]
+__all__ = ["resolve_rope", "rope_parameters", "set_context"]
 
 
 def rope_parameters(config: PretrainedConfig) -> dict[str, Any] | None:
@@ -34,12 +33,3 @@ def set_context(config: PretrainedConfig, parameters: Mapping[str, Any] | None, 
     declared = positions(parameters, length, own)
     if declared is not None:
         config.max_position_embeddings = declared
-
-
-def rebuild_rope(model: nn.Module) -> None:
-    """Build every rotary module of a live model anew from its configuration, as loading the model would."""
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "inv_freq") and hasattr(module, "config"):
-            device = module.inv_freq.device
-            parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], type(module)(module.config).to(device))

@@ -38,14 +38,13 @@ class TrainSettings:
 
     checkpoint_every: path tokens between two checkpoints inside the segment, None for one at its end alone.
     keep: `all` checkpoints, the `last`, or a number N: the last and the first at or past each multiple of N path
-        tokens, which are then written, too. stop_after_steps: leave, with a checkpoint, after that many updates.
+        tokens, which are then written, too.
     code: the tree hash of the code that runs, for the record.
     """
 
     numerics: Numerics
     checkpoint_every: int | None = None
     keep: int | Literal["last", "all"] = "last"
-    stop_after_steps: int | None = None
     strategy: str = "auto"
     code: Mapping[str, Any] = field(default_factory=dict)
 
@@ -235,7 +234,7 @@ def _updates(
     told = ranks.agree(stop.number)
     first = True
     while True:
-        if told or keeper.steps == settings.stop_after_steps:
+        if told:
             keeper.stopped(loop, told)
             return Outcome("stopped", loop.tokens, keeper.steps)
         began = loop.tokens
@@ -246,10 +245,9 @@ def _updates(
         garbage.after_update()
         told = ranks.agree(stop.number)
         keeper.poll()
-        steps = keeper.steps + loop.unseen
         due = every is not None and loop.tokens // every > began // every
         due = due or reaches_multiple(began, loop.tokens, settings.keep)
-        due = due or loop.tokens == end or told != 0 or steps == settings.stop_after_steps
+        due = due or loop.tokens == end or told != 0
         if due or loop.unseen >= settings.numerics.look_every:
             seen = loop.look()
             keeper.updates(seen)

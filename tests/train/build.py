@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from harness.data.loader import Loader
@@ -112,6 +115,22 @@ def loop(pieces: Sequence[Mapping[str, Any]], numerics: Numerics = NUMERICS, tra
     return Loop(trained, optimizer, Loader(pieces, token_sources()), pieces, numerics)
 
 
+@contextmanager
+def stopping(after: int | None) -> Iterator[None]:
+    """While entered, this process is asked to stop in the update with that number; None: never."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain, count = Loop.update, [0]
+
+        def update(loop: Loop) -> None:
+            count[0] += 1
+            if count[0] == after:
+                signal.raise_signal(signal.SIGTERM)
+            plain(loop)
+
+        patch.setattr(Loop, "update", update)
+        yield
+
+
 class StudyFolder:
     """A results folder under `root` in which segments can be declared and trained."""
 
@@ -151,8 +170,12 @@ class StudyFolder:
             parent, start = name, end
         return ids
 
-    def train(self, segment: str, numerics: Numerics = NUMERICS, **settings: Any) -> Outcome:
-        return train_segment(self.folder, segment, TrainSettings(numerics, **settings))
+    def train(
+        self, segment: str, numerics: Numerics = NUMERICS, stop_after: int | None = None, **settings: Any
+    ) -> Outcome:
+        """stop_after: as `stopping` has it."""
+        with stopping(stop_after):
+            return train_segment(self.folder, segment, TrainSettings(numerics, **settings))
 
     def state(self, segment: str) -> StateFolder:
         return self.folder.state(segment)

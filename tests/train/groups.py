@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -144,6 +145,11 @@ def assert_close(a: tuple[StudyFolder, str], b: tuple[StudyFolder, str], end: in
 
 def assert_near(a: torch.Tensor, b: torch.Tensor) -> None:
     assert float((a - b).norm()) <= ROUNDING_OF_TENSORS * float(b.norm())
+
+
+def stop_at(number: int, of_rank: int = 1) -> Prepare:
+    """Prepares one rank to be asked to stop in its update `number`, after which all of them do."""
+    return at_update(number, lambda: signal.raise_signal(signal.SIGTERM), of_rank)
 
 
 def at_update(number: int, act: Callable[[], None], of_rank: int = 1) -> Prepare:

@@ -12,7 +12,7 @@ from harness.store.metrics import read_steps
 from harness.train.numerics import Numerics, set_threads
 from harness.train.ranks import Ranks
 from harness.train.segment import TrainSettings, train_segment
-from tests.train.build import StudyFolder
+from tests.train.build import StudyFolder, stopping
 from tests.train.groups import END, path
 
 
@@ -26,7 +26,8 @@ def work(folder: Path, rank: int, world: int, strategy: str, steps: int | None) 
     ranks = Ranks.join(rank, world, rank, folder / f"meet-{world}-{steps}", "cuda")
     numerics = Numerics.resolve("cuda")
     set_threads(numerics)
-    train_segment(study.folder, name, TrainSettings(numerics, strategy=strategy, stop_after_steps=steps), ranks=ranks)
+    with stopping(steps):
+        train_segment(study.folder, name, TrainSettings(numerics, strategy=strategy), ranks=ranks)
     ranks.leave()
 
 

@@ -78,7 +78,7 @@ def test_stopped_cut_and_uncut_paths_end_in_one_state_of_weights_optimizer_and_a
     uncut.train(end)
     cut = build.StudyFolder(tmp_path / "cut")
     first, second = cut.declare([_piece(0, END, science)], [5 * BATCH, END])
-    assert cut.train(first, stop_after_steps=2).kind == "stopped"
+    assert cut.train(first, stop_after=2).kind == "stopped"
     for segment in (first, second):
         cut.train(segment)
     assert second == end and "ema.safetensors" in cut.hashes(end)
@@ -146,7 +146,7 @@ def test_a_stage_that_switches_optimizer_starts_cold_and_one_that_keeps_it_does_
     pieces = [_piece(0, 4 * BATCH, adamw), _piece(4 * BATCH, END, lion, "decay")]
     first, second = study.declare(pieces, [4 * BATCH, END])
     study.train(first)
-    assert study.train(second, stop_after_steps=1).kind == "stopped"
+    assert study.train(second, stop_after=1).kind == "stopped"
     cold = build.loop([_piece(0, END, adamw)])
     for _ in range(4):
         cold.update()

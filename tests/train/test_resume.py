@@ -218,7 +218,7 @@ def _alter(file: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(spoil: str, uncut_fp32: Hashes, tmp_path: Path) -> None:
     study = StudyFolder(tmp_path)
     (name,) = study.declare(path(), [END])
-    assert study.train(name, checkpoint_every=EVERY, stop_after_steps=14).kind == "stopped"
+    assert study.train(name, checkpoint_every=EVERY, stop_after=14).kind == "stopped"
     assert study.state(name).checkpoint_tokens() == [12 * BATCH, 14 * BATCH]
     spoilt = study.state(name).checkpoint(14 * BATCH) / spoil
     spoilt.write_bytes(b"") if spoil == "DONE.json" else _alter(spoilt)

@@ -220,7 +220,7 @@ def test_every_setting_of_the_optimizer_changes_the_weights(tmp_path: Path) -> N
 def test_a_stop_after_some_steps_leaves_a_checkpoint(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path)
     (name,) = study.declare([piece(0, 6 * BATCH)], [6 * BATCH])
-    outcome = study.train(name, stop_after_steps=2)
+    outcome = study.train(name, stop_after=2)
     assert (outcome.kind, outcome.tokens, outcome.steps) == ("stopped", 2 * BATCH, 2)
     assert study.state(name).checkpoint_tokens() == [2 * BATCH]
     assert study.train(name).steps == 4
@@ -259,7 +259,7 @@ def test_checkpoints_at_multiples_and_the_last_are_kept_and_others_are_not(tmp_p
 def test_kept_multiples_are_written_without_other_checkpoints_and_at_the_first_update_past_them(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path)
     (name,) = study.declare([piece(0, 6 * BATCH)], [6 * BATCH])
-    study.train(name, keep=2 * BATCH + BATCH // 2, stop_after_steps=4)
+    study.train(name, keep=2 * BATCH + BATCH // 2, stop_after=4)
     study.train(name, keep=2 * BATCH + BATCH // 2)
     assert study.state(name).checkpoint_tokens() == [3 * BATCH, 5 * BATCH, 6 * BATCH]
     assert verify(study.state(name).checkpoint(3 * BATCH)).tokens == 3 * BATCH

@@ -46,6 +46,7 @@ from tests.train.groups import (
     at_update,
     path,
     rows,
+    stop_at,
     tensors,
     together,
     trained,
@@ -150,7 +151,7 @@ def test_a_run_goes_on_at_another_world_size_with_the_same_data_and_losses(
 ) -> None:
     study = StudyFolder(tmp_path)
     (name,) = study.declare(path(), [END])
-    ended = together(study, name, first[0], strategy=first[1], stop_after_steps=5)
+    ended = together(study, name, first[0], strategy=first[1], prepare=stop_at(5, first[0] - 1))
     assert ended == [{"kind": "stopped", "tokens": 5 * BATCH, "steps": 5}] * first[0]
     assert verify(study.state(name).checkpoint(5 * BATCH)).sharded == (first[1] == "fsdp")
     ended = together(study, name, then[0], strategy=then[1])
@@ -167,7 +168,7 @@ def test_average_clipping_and_z_loss_are_those_of_the_whole_batch_also_across_a_
     one = trained(tmp_path / "1", 1, pieces)
     study = StudyFolder(tmp_path / "4")
     (name,) = study.declare(pieces, [END])
-    together(study, name, 4, stop_after_steps=7, **FSDP)
+    together(study, name, 4, prepare=stop_at(7), **FSDP)
     together(study, name, 2, **FSDP)
     assert_close((study, name), one)
     means = [load_file(s.state(n).checkpoint(END) / "ema.safetensors") for s, n in (one, (study, name))]

@@ -52,7 +52,7 @@ def test_the_first_update_of_a_cold_stage_is_that_of_a_fresh_optimizer_on_the_ca
     study = StudyFolder(tmp_path)
     first, second, _ = study.declare(path(FIRST, FIRST, optimizer=optimizer), [FIRST, SECOND, END])
     study.train(first)
-    assert study.train(second, stop_after_steps=1).kind == "stopped"
+    assert study.train(second, stop_after=1).kind == "stopped"
     fresh, carried = reference({FIRST}, 6, optimizer), reference(set(), 6, optimizer)
     after = load_file(study.state(second).checkpoint(FIRST + BATCH) / "model" / "model.safetensors")
     for name, parameter in fresh.model.named_parameters():
@@ -79,7 +79,7 @@ def test_a_cold_stage_that_was_stopped_goes_on_with_its_own_state(tmp_path: Path
     study = StudyFolder(tmp_path)
     first, second, _ = study.declare(path(FIRST, FIRST), [FIRST, SECOND, END])
     study.train(first)
-    assert study.train(second, stop_after_steps=1).kind == "stopped"
+    assert study.train(second, stop_after=1).kind == "stopped"
     assert study.train(second).steps == 2
     weights = load_file(study.state(second).checkpoint(SECOND) / "model" / "model.safetensors")
     loop = reference({FIRST}, 8)
