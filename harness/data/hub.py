@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.files import SUFFIXES
+from harness.study.checks import COMMIT
 from harness.study.errors import UserError, nearest
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 DEFAULT_SPLIT = "train"
 DEFAULT_CONFIGURATION = "default"
 

@@ -28,6 +28,9 @@ RESERVED = {
     "source": (PROPORTIONAL, "mixture"),
 }
 UNDECLARED_SEEDS = [1]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REF = re.compile(r"[A-Za-z0-9._/-]+")  # what may name a branch; a place that is still to be filled in can be planned
+SMALLEST_DISTANCE = 8  # of passages, in characters: the mark in front of the second occurrence counts
 _GENERATED = ("documents", "seed", "distance")
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {  # of the built-in sources, with their defaults
     "arithmetic": {"documents": 20_000, "seed": 0},
@@ -75,6 +78,11 @@ def resolve_source(name: str, source: SourceSpec) -> SourceSpec:
         if source.revision is None:
             message = "is missing; expected a commit, 40 hexadecimal digits, so that the study can be repeated"
             raise Mistake((*path, "revision"), message)
+        if not COMMIT.fullmatch(source.revision) and REF.fullmatch(source.revision):
+            message = (
+                f"`{source.revision}` is no commit; expected its 40 hexadecimal digits: a branch or a tag can move"
+            )
+            raise Mistake((*path, "revision"), message)
     else:
         own, of = {"text": "text"}, "a source of files"
     for key in (*_GENERATED, "name", "split", "revision", "text"):
@@ -82,6 +90,9 @@ def resolve_source(name: str, source: SourceSpec) -> SourceSpec:
             raise Mistake((*path, key), f"{of} takes no `{key}`; {nearest(key, own)}", at_key=True)
     if source.distance and source.distance[0] > source.distance[1]:
         raise Mistake((*path, "distance"), f"{source.distance} runs backwards; expected the smaller number first")
+    if source.distance and source.distance[0] < SMALLEST_DISTANCE:
+        message = f"{source.distance} begins below {SMALLEST_DISTANCE}, the characters of the mark in front of a repeat"
+        raise Mistake((*path, "distance"), f"{message}; expected at least that many")
     missing = {key: value for key, value in own.items() if getattr(source, key) is None}
     return source.model_copy(update=missing)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from harness.data import arithmetic, passages, stdlib
 from harness.data.documents import document_hash, is_held_out, split, summarise, training_documents
 from harness.data.sources import declared_source
+from harness.study import checks
 from harness.study.errors import UserError
 
 HALF = Fraction(1, 2)
@@ -145,6 +146,10 @@ def test_a_longer_source_begins_like_a_shorter_one() -> None:
     assert list(arithmetic.generate(5, 3)) == list(itertools.islice(arithmetic.generate(50, 3), 5))
     assert list(passages.generate(3, 3, (50, 90))) == list(itertools.islice(passages.generate(9, 3, (50, 90)), 3))
     assert list(arithmetic.generate(5, 3)) != list(arithmetic.generate(5, 4))
+
+
+def test_a_study_is_refused_for_the_distance_for_which_the_generator_refuses() -> None:
+    assert checks.SMALLEST_DISTANCE == passages.SMALLEST_DISTANCE
 
 
 @given(st.integers(0, 99), st.integers(passages.SMALLEST_DISTANCE, 5000), st.integers(0, 1500))
