@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.launch import look
 from harness.store.layout import Folder
+from harness.study.bases import names_a_path
 from harness.study.checks import liger_parts
 from harness.study.errors import UserError
 from harness.track.settings import declared, targets
@@ -97,7 +98,7 @@ def _hub(study: Study) -> list[look.HubFile]:
     ]
     found: list[look.HubFile] = []
     for kind, name, revision in named:
-        if not isinstance(name, str) or name.endswith(".gguf") or name.count("/") > 1 or name[0] in "./~":
+        if not isinstance(name, str) or names_a_path(name):
             continue
         if kind == "dataset" or not (here / name).exists():
             found.append(look.HubFile(kind, name, revision))

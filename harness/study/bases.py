@@ -35,6 +35,11 @@ def resolve_base(block: Mapping[str, Any], sources: Sequence[str]) -> Base:
     )
 
 
+def names_a_path(name: str) -> bool:
+    """Whether a model's name cannot be an id on the hub."""
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+
+
 def _model(block: Mapping[str, Any]) -> Mapping[str, Any]:
     if "run" in block:
         return {"run": block["run"]}
@@ -78,6 +83,9 @@ def _check_origin(block: Mapping[str, Any]) -> None:
     """A model, or a run of another study."""
     if "model" not in block and "run" not in block:
         raise Mistake(("base", "model"), f"is missing; expected {description_of(('base', 'model'))}, or base.run")
+    if "revision" in block and isinstance(block.get("model"), str) and names_a_path(block["model"]):
+        message = f"is of a model on the hub, and `{block['model']}` is a path; expected none"
+        raise Mistake(("base", "revision"), message, at_key=True)
     if "run" not in block:
         return
     if "model" in block:

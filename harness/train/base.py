@@ -16,6 +16,7 @@ from harness.store.atomic import sha256_file, staging_folder, writing
 from harness.store.checkpoints import weights_hash
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.study.bases import names_a_path
 from harness.study.errors import UserError
 from harness.study.treatment import Base
 from harness.train.checkpoint import OPTIMIZER
@@ -163,8 +164,7 @@ def _locate(model: Mapping[str, Any], study_folder: Path, where: str = "base.mod
                 f"{here}. Expected no revision; or, where the hub's model is meant, another place for what is here."
             )
         return here.resolve()
-    looks_like_a_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
-    if looks_like_a_path:
+    if names_a_path(name):
         raise UserError(f"`{where}: {name}`: there is no {here}.")
     return _fetch(name, revision, where)
 
