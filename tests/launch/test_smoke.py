@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def study(tmp_path: Path) -> Path:
 
 def tried(study: Path, **changes: Any) -> smoke.Smoke:
     return smoke.smoke(Options(study, study.parent / "results", executor="debug", **changes), Silent())
+
+
+def test_an_arm_that_carries_the_optimizer_of_the_base_is_tried_beside_those_that_do_not(tmp_path: Path) -> None:
+    text = re.sub(r"base:.*?\nsources:", "base: {model: ./here}\nsources:", TINY, flags=re.DOTALL)
+    study = tmp_path / "tiny.yaml"
+    study.write_text(text.replace("seeds:", "  - cases: {goes-on: {base.optimizer: carried}}\nseeds:"))
+    short = smoke.shortened(prepare.load(study))
+    assert "goes-on" in [arm.name for arm in short.arms]
+    assert {arm.treatment.base.optimizer for arm in short.arms} == {"cold", "carried"}
 
 
 @pytest.mark.slow
