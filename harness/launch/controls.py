@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.plan.records import names_of
 from harness.study.controls import needed_arms
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def hold(plan: Plan, folder: Folder) -> tuple[Verdict, ...]:
 
 def _others(plan: Plan) -> list[str]:
     """Arms that no control rests on and that are not done."""
-    own = {arm.name: arm.same_as or arm.name for arm in plan.arms}
+    own = names_of(plan.arms)
     needed = {own[name] for name in needed_arms(plan.study.controls)}
     left = {item.run for item in plan.evals if not item.done}
     undone = {

@@ -16,7 +16,7 @@ from harness.plan.cost import shape_of
 from harness.plan.exposure import Views, views
 from harness.plan.observed import TaskRef
 from harness.plan.plan import Plan, build_plan
-from harness.plan.records import PlanRun
+from harness.plan.records import PlanRun, names_of
 from harness.store.layout import Folder
 from harness.study.errors import Mistake
 
@@ -148,7 +148,7 @@ def _to_drop(plan: Plan, resolved: Resolved) -> dict[str, str]:
         return {}
     from harness.data.demand import shortages
 
-    names = {arm.name: arm.same_as or arm.name for arm in plan.arms}
+    names = names_of(plan.arms)
     first = {run.arm: run for run in reversed(plan.runs)}
     over = {}
     for arm in (arm.name for arm in study.arms if arm.name in droppable):

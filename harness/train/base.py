@@ -16,6 +16,7 @@ from harness.store.atomic import sha256_file, staging_folder, writing
 from harness.store.checkpoints import weights_hash
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
+from harness.store.places import expanded
 from harness.study.bases import names_a_path
 from harness.study.errors import UserError
 from harness.study.treatment import Base
@@ -155,7 +156,7 @@ def _like_files(base: Base, study_folder: Path) -> list[Path]:
 def _locate(model: Mapping[str, Any], study_folder: Path, where: str = "base.model") -> Path:
     """The folder or `.gguf` file of a declared model; one that is named by its id on the hub is fetched first."""
     name = str(model["path"])
-    here = study_folder / Path(name).expanduser()
+    here = study_folder / expanded(name)
     revision = model.get("revision")
     if here.exists():
         if revision is not None:
@@ -221,7 +222,7 @@ def _kind(model: Mapping[str, Any], study_folder: Path) -> str:
     name = str(model["path"])
     if name.endswith(".gguf"):
         return "gguf"
-    return "folder" if (study_folder / Path(name).expanduser()).exists() else "hub"
+    return "folder" if (study_folder / expanded(name)).exists() else "hub"
 
 
 def _plain(config: PretrainedConfig) -> dict[str, Any]:

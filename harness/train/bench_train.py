@@ -227,7 +227,7 @@ def _together(setting: Setting, measured: Sequence[dict[str, Any]]) -> dict[str,
 def run(setting: Setting) -> dict[str, Any]:
     """A measurement in a process of its own. Raises UserError where it fails for another reason than memory."""
     done = subprocess.run(
-        [sys.executable, "-m", "harness.train.measure"],
+        [sys.executable, "-P", "-m", "harness.train.measure"],
         input=as_json(setting),
         capture_output=True,
         text=True,
