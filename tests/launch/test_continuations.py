@@ -35,7 +35,9 @@ def test_only_the_first_seeds_of_each_arm_write_and_only_at_the_end(tmp_path: Pa
 
 
 def test_where_the_end_is_not_evaluated_nothing_is_written(tmp_path: Path) -> None:
-    plan = build_plan(study(tmp_path, overrides=("eval.at=[stable]",)), identities(), tasks=[TASK, WRITTEN])
+    plan = build_plan(
+        study(tmp_path, overrides=("eval.at=[stable]", "compare.primary=[]")), identities(), tasks=[TASK, WRITTEN]
+    )
     assert plan.evals and all(item.task is TASK for item in plan.evals)
 
 

@@ -26,7 +26,7 @@ def study(folder: Path, earlier: bool = False) -> Path:
     text = path.read_text() + "keep: {checkpoints: every 2560}\n"
     if earlier:
         text = text.replace("ablate:\n", EARLIER)
-        text = text.replace("control: default", "control: default, allow: {earlier: [unequal-tokens]}")
+        text = text.replace("{default: [no-control]}", "{default: [no-control], earlier: [unequal-tokens]}")
     path.write_text(text)
     return path
 

@@ -18,6 +18,7 @@ STUDY = (
     .replace("tokens: 6400", "tokens: 2560")
     .replace("at: [end]", "at: [stable, end]")
     .replace("checkpoint_every: 2560", "checkpoint_every: 1024")
+    .replace("allow: {default: [no-control]}", "control: more=0.3")
 )
 UPDATES = 20  # of a run's path
 

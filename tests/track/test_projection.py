@@ -59,8 +59,8 @@ def test_runs_are_grouped_by_study_and_shared_segments_are_named_as_such(study: 
 
 def test_tags_say_the_study_the_role_and_what_is_changed(study: Path) -> None:
     runs = projected(study.parent / "out", tags=("mine",))
-    assert runs["default/d1"].tags == ("tracked", "baseline", "control", "mine")
-    assert runs["more=0.3/d1"].tags == ("tracked", "decay.mixture", "mine")
+    assert runs["default/d1"].tags == ("tracked", "baseline", "mine")
+    assert runs["more=0.3/d1"].tags == ("tracked", "control", "decay.mixture", "mine")
 
 
 def test_the_declared_changes_come_first_in_the_configuration(study: Path) -> None:
