@@ -49,12 +49,12 @@ def items_of(plan: Plan, tasks: Sequence[EvalTask], diverged: Collection[str] = 
 
 def _evaluations(plan: Plan, tasks: Sequence[EvalTask], lost: Collection[str]) -> list[Work]:
     """One item a state, with every task that is missing there."""
-    by_key = {task.key: task for task in tasks}
+    orders = {task.key: task.to_json() for task in tasks}
     missing: dict[str, dict[str, Any]] = {}
     points: dict[str, list[str]] = {}
     for item in plan.evals:
         if not item.done and item.state not in lost:
-            missing.setdefault(item.state, {})[item.task.key] = by_key[item.task.key].to_json()
+            missing.setdefault(item.state, {})[item.task.key] = orders[item.task.key]
             labels = points.setdefault(item.state, [])
             if f"{item.run}@{item.label}" not in labels:
                 labels.append(f"{item.run}@{item.label}")

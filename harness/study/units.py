@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Literal
 
 DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -220,6 +221,7 @@ def parse_warmup_start(value: Any) -> Rate | Literal["base", "previous"]:
         raise UnitError(f"{error}, base (as base.lr) or previous (where the stage before ended)") from None
 
 
+@lru_cache(maxsize=1024)  # asked for at every point of every run
 def parse_every(text: str) -> TokenCount | None:
     """The interval of `every 1B`; None when the text is not of that form. Raises `UnitError` for a bad count."""
     match = _EVERY.fullmatch(text)

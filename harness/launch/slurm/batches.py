@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.launch.slurm.chains import Chain
+from harness.launch.slurm.chains import Chain, gated, levels
 
 CALLS = 8  # of sbatch for a study, its closing job included, where its tree allows that
 How = Literal["afterok", "aftercorr", "afterany"]
@@ -68,10 +68,11 @@ def batches(
 
     under_way: the jobs in Slurm at which the states that a chain starts from are being made.
     """
-    depth = max((chain.level for chain in chains), default=-1) + 1
+    level, behind = levels(chains), gated(chains)
+    depth = max(level.values(), default=-1) + 1
     best: list[Batch] | None = None
     for merged in range(depth + 1):
-        found = _Layers(limits, canaries, under_way, merged).build(chains)
+        found = _Layers(limits, canaries, under_way, merged, level, behind).build(chains)
         if best is None or len(found) < len(best):
             best = found
         if len(best) + 1 <= CALLS:
@@ -83,8 +84,16 @@ class _Layers:
     """merged: how many levels, from the first that waits, have one array for all parents."""
 
     def __init__(
-        self, limits: Limits, canaries: Canaries, under_way: Callable[[Chain], Sequence[str]], merged: int
+        self,
+        limits: Limits,
+        canaries: Canaries,
+        under_way: Callable[[Chain], Sequence[str]],
+        merged: int,
+        level: Mapping[Chain, int],
+        behind: set[Chain],
     ) -> None:
+        self._level = level
+        self._gated = behind
         self._limits = limits
         self._passed = canaries.passed
         self._canary_of: dict[Hashable, Batch | int] = dict(canaries.waiting)
@@ -94,18 +103,15 @@ class _Layers:
         self._batches: list[Batch] = []
 
     def build(self, chains: Sequence[Chain]) -> list[Batch]:
-        levels: dict[int, list[Chain]] = {}
-        for chain in chains:
-            levels.setdefault(chain.level, []).append(chain)
-        for level in sorted(levels):
+        for level, alike in sorted(_by(chains, self._level.__getitem__).items()):
             if level == 0:
-                self._roots(levels[level])
+                self._roots(alike)
             elif level <= self._merged:
-                self._merge(levels[level])
+                self._merge(alike)
             else:
-                several = [chain for chain in levels[level] if len(chain.parents) > 1 or self._under_way(chain)]
-                self._below([chain for chain in levels[level] if chain not in several])
-                self._merge(several)
+                several = {chain for chain in alike if len(chain.parents) > 1 or self._under_way(chain)}
+                self._below([chain for chain in alike if chain not in several])
+                self._merge([chain for chain in alike if chain in several])
         return self._batches
 
     def _roots(self, chains: Sequence[Chain]) -> None:
@@ -126,7 +132,7 @@ class _Layers:
                 parents = dict.fromkeys(self._place[parent] for chain in part for parent in chain.parents)
                 after: list[tuple[Batch, int | None] | str] = [(batch, _index(batch, at)) for batch, at in parents]
                 after += dict.fromkeys(word for chain in part for word in self._under_way(chain))
-                alone = len(part) == 1 and (len(after) > 1 or part[0].level > self._merged)
+                alone = len(part) == 1 and (len(after) > 1 or self._level[part[0]] > self._merged)
                 self._add(dict(enumerate(part)), after, "afterok" if alone else "afterany")
 
     def _below(self, chains: Sequence[Chain]) -> None:
@@ -157,7 +163,7 @@ class _Layers:
         return parts + [rest[at : at + self._limits.array] for at in range(0, len(rest), self._limits.array)]
 
     def _wants_canary(self, chain: Chain) -> bool:
-        return chain.group not in self._passed and chain.group not in self._canary_of and not _gated(chain)
+        return chain.group not in self._passed and chain.group not in self._canary_of and chain not in self._gated
 
     def _add(self, tasks: dict[int, Chain], after: list[tuple[Batch, int | None] | str], how: How) -> None:
         first = next(iter(tasks.values()))
@@ -165,16 +171,11 @@ class _Layers:
         if len(tasks) == 1 and first.trains and self._wants_canary(first):
             batch.canary = True
             self._canary_of[first.group] = batch
-        elif first.group not in self._passed and not all(_gated(chain) for chain in tasks.values()):
+        elif first.group not in self._passed and not self._gated.issuperset(tasks.values()):
             batch.held_for = self._canary_of.get(first.group)
         for index, chain in tasks.items():
             self._place[chain] = (batch, index)
         self._batches.append(batch)
-
-
-def _gated(chain: Chain) -> bool:
-    """Whether a chain before it trains with the same resources: it cannot start before that one has shown them."""
-    return any(before.group == chain.group and before.trains for before in chain.before)
 
 
 def _parent(chain: Chain) -> Chain:

@@ -51,10 +51,26 @@ class Chain:
     def trains(self) -> bool:
         return any(item.kind == "train" for item in self.items)
 
-    @property
-    def level(self) -> int:
-        """How many chains come before it."""
-        return max((parent.level + 1 for parent in self.parents), default=0)
+
+def levels(chains: Sequence[Chain]) -> dict[Chain, int]:
+    """The most chains that come before each, one after the other. chains: parents before children."""
+    found: dict[Chain, int] = {}
+    for chain in chains:
+        found[chain] = max((found[parent] + 1 for parent in chain.parents), default=0)
+    return found
+
+
+def gated(chains: Sequence[Chain]) -> set[Chain]:
+    """Those before which a chain trains with the same resources: they cannot start before that one has shown them.
+    chains: parents before children."""
+    trained: dict[Chain, frozenset[Hashable]] = {}  # groups in which something has trained when a chain ends
+    found = set()
+    for chain in chains:
+        before = frozenset[Hashable]().union(*(trained[parent] for parent in chain.parents))
+        if chain.group in before:
+            found.add(chain)
+        trained[chain] = before | {chain.group} if chain.trains else before
+    return found
 
 
 def chains(items: Sequence[Work], group: Callable[[Work], Hashable], under_way: Collection[str] = ()) -> list[Chain]:
