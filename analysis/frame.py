@@ -11,10 +11,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from analysis.items import Items, read_items
 from analysis.metrics import Metric, family_of, guess_direction, in_order, metric_name, suite_name
+from analysis.outside import OUTSIDE, Outside, read_outside
+from analysis.records import BASE, EMA, END, Arm, Compare, Point, Run, Status, Task, Value
 from harness.plan.records import own_names
 from harness.store import attempts, evaluations, plans, states
 from harness.store.atomic import read_json
@@ -24,106 +26,9 @@ from harness.store.runs import states_behind
 from harness.study.errors import UserError, nearest
 from harness.study.measures import is_averaged
 
-Status = Literal["done", "diverged", "failed", "unevaluated", "unfinished"]
-END = "end"
-BASE = "base"
-EMA = "ema"  # the averaged weights at the end of a path
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One treatment: its own name first, then the other names that the study gives it.
-
-    control: it is there to check the study itself (an A/A arm), and is compared with nothing but what it repeats.
-    merge: of an arm that is made of others' weights, what it is merged of: `seeds`, `arms` or `checkpoints`.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    changes: Mapping[str, Any]
-    control: bool = False
-    merge: str | None = None
-
-    @property
-    def pooled(self) -> bool:
-        """Whether it is one model of all seeds: it has no replicates, and is a row without tests."""
-        return self.merge == "seeds"
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A state of a run at which it is evaluated."""
-
-    label: str
-    state: str
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One arm with one set of seeds. `status` says how far it came, `detail` why not further.
-
-    made_of: of a merged run, the runs whose weights it is made of.
-    """
-
-    name: str
-    arm: str
-    seed: str
-    path: tuple[str, ...]
-    points: tuple[Point, ...]
-    status: Status
-    detail: str
-    made_of: tuple[str, ...] = ()
-
-    def point(self, label: str) -> Point | None:
-        return next((point for point in self.points if point.label == label), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One evaluation task of the study."""
-
-    suite: str | None
-    task: str
-    kind: str
-    key: str
-    headline: str | None
-
-    @property
-    def held_out(self) -> bool:
-        return self.kind == "held_out"
-
-    @property
-    def measured(self) -> bool:
-        """Whether it gives metrics; texts to read do not."""
-        return self.kind != "continuations"
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A metric of one run at one point. `evaluations`: folders, relative to the results folder, that it rests on."""
-
-    value: float
-    stderr: float | None
-    n: int
-    evaluations: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """What the study wants compared, with alias names resolved to arms.
-
-    not_worse: the margin of each metric in which an arm may lose, in the metric's own unit (a share, not percent).
-    report_also: `tokens` or `flops`, by which differences are shown divided as well.
-    """
-
-    baseline: str
-    control: str | None
-    equal: str
-    primary: tuple[str, ...]
-    allow: Mapping[str, Sequence[str]]
-    not_worse: Mapping[str, float] = field(default_factory=dict)
-    report_also: str | None = None
+__all__ = [
+    "BASE", "EMA", "END", "Arm", "Compare", "Frame", "Point", "Run", "Status", "Task", "Value", "read_frame",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,6 +47,8 @@ class Frame:
     results: Mapping[str, Mapping[str, Any]]  # evaluation folder → its results.json
     damaged: tuple[str, ...]
     weights: Mapping[str, str]  # state → hash of its weights, for the states that are there
+    outside: tuple[Outside, ...] = ()  # their values: `values[name, OUTSIDE, metric]`
+    beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # results of outside models, as `results`
     _items: dict[tuple[str, str], Items | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -183,6 +90,11 @@ class Frame:
     def evaluated_labels(self) -> frozenset[str]:
         """Labels of the points that the study has evaluated; the others of a run are only places on its path."""
         return frozenset(str(item["point"]).rsplit("@", 1)[-1] for item in self.plan["evals"])
+
+    def result(self, evaluation: str) -> Mapping[str, Any]:
+        """The results of an evaluation folder that a value rests on, of a run or of an outside model."""
+        found = self.results.get(evaluation)
+        return self.beside[evaluation] if found is None else found
 
     @cached_property
     def by_name(self) -> Mapping[str, Metric]:
@@ -251,19 +163,24 @@ def read_frame(root: Path, plan: Mapping[str, Any] | None = None) -> Frame:
     folder = Folder(root)
     plan = _read_plan(folder) if plan is None else plan
     arms, canonical = _arms(plan)
-    tasks = tuple(
-        Task(t.get("suite"), str(t["task"]), str(t["kind"]), str(t["key"]), t.get("headline"))
-        for t in plan.get("tasks", [])
-    )
+    tasks = _tasks(plan.get("tasks", []))
     wanted = {(str(e["point"]), e.get("suite"), str(e["task"])) for e in plan["evals"]}
     reader = _Reader(folder, tasks, wanted, partial(states_behind, plan))
     runs = tuple(reader.run(run, canonical) for run in plan["runs"] if canonical.get(run["arm"]) == run["arm"])
+    outside, damage = read_outside(folder)
+    reader.damaged |= {*damage}
+    further = _further_tasks(tasks, outside)
+    for model in outside:
+        reader.outside(model, [*tasks, *further])
     declared = dict(plan.get("compare") or {})
     primary = tuple(str(name) for name in declared.get("primary") or ())
     margins = {str(name): float(margin) for name, margin in (declared.get("not_worse") or {}).items()}
     metrics = _metrics(reader, [task for task in tasks if task.measured], (*primary, *margins))
     if not primary:
         primary = _default_primary(metrics)
+    metrics += _metrics(reader, further, ())
+    places = [(run.name, point.label) for run in runs for point in run.points]
+    places += [(model.name, OUTSIDE) for model in outside]
     compare = Compare(
         baseline=canonical.get(declared.get("baseline") or "default", "default"),
         control=canonical.get(declared["control"]) if declared.get("control") else None,
@@ -282,11 +199,27 @@ def read_frame(root: Path, plan: Mapping[str, Any] | None = None) -> Frame:
         metrics=tuple(in_order(metrics, primary)),
         compare=compare,
         primary_declared=bool(declared.get("primary")),
-        values={**reader.values, **_averages(runs, metrics, reader.values)},
+        values={**reader.values, **_averages(places, metrics, reader.values)},
         results=reader.results,
         damaged=tuple(sorted(reader.damaged)),
         weights=reader.weights,
+        outside=outside,
+        beside=reader.beside,
     )
+
+
+def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[Task, ...]:
+    """Tasks as plan.json writes them."""
+    return tuple(
+        Task(t.get("suite"), str(t["task"]), str(t["kind"]), str(t["key"]), t.get("headline")) for t in entries
+    )
+
+
+def _further_tasks(tasks: Sequence[Task], outside: Sequence[Outside]) -> tuple[Task, ...]:
+    """Tasks of suites that only outside models were evaluated on, each once."""
+    suites = {task.suite for task in tasks}
+    found = dict.fromkeys(task for model in outside for task in _tasks(model.tasks))
+    return tuple(task for task in found if task.suite not in suites)
 
 
 def _read_plan(folder: Folder) -> Mapping[str, Any]:
@@ -339,6 +272,7 @@ class _Reader:
         self.behind = behind
         self.values: dict[tuple[str, str, str], Value] = {}
         self.results: dict[str, dict[str, Any]] = {}
+        self.beside: dict[str, dict[str, Any]] = {}  # of outside models
         self.damaged: set[str] = set()
         self.reported: dict[tuple[str, str], bool] = {}  # (task key, measure) → higher is better
         self._done: dict[str, states.Done | None] = {}
@@ -383,23 +317,42 @@ class _Reader:
         whole = True
         for task in self.tasks:
             where = f"evals/{done.weights}/{task.key}"
-            results = self._read_results(where, done.weights, task.key)
+            results = self._read_results(where, done.weights, task.key, self.results)
             if results is None:
                 # Texts to read are wanted of a few runs only; without them no other run misses anything.
                 whole = whole and not (task.measured or (f"{run}@{point.label}", task.suite, task.task) in self.wanted)
                 continue
-            for measure, record in (results.get("metrics") or {}).items() if task.measured else ():
-                if record.get("value") is None:
-                    continue
-                name = metric_name(task.suite, task.task, measure, task.held_out)
-                self.reported[task.key, measure] = bool(record.get("higher_is_better", guess_direction(name)))
-                self.values[run, point.label, name] = Value(
-                    float(record["value"]), record.get("stderr"), int(record.get("n") or 0), (where,)
-                )
+            self._take_in(run, point.label, task, where, results)
         return whole
 
-    def _read_results(self, where: str, weights: str, key: str) -> dict[str, Any] | None:
-        if where not in self.results:
+    def outside(self, model: Outside, tasks: Sequence[Task]) -> None:
+        """Take in what an outside model scored."""
+        for task in tasks if model.weights else ():
+            where = f"evals/{model.weights}/{task.key}"
+            results = self._read_results(where, model.weights, task.key, self.beside)
+            if results is not None:
+                self._take_in(model.name, OUTSIDE, task, where, results, model.shows)
+
+    def _take_in(
+        self,
+        owner: str,
+        label: str,
+        task: Task,
+        where: str,
+        results: Mapping[str, Any],
+        shows: Callable[[str], bool] = lambda measure: True,
+    ) -> None:
+        for measure, record in (results.get("metrics") or {}).items() if task.measured else ():
+            if record.get("value") is None or not shows(measure):
+                continue
+            name = metric_name(task.suite, task.task, measure, task.held_out)
+            self.reported[task.key, measure] = bool(record.get("higher_is_better", guess_direction(name)))
+            self.values[owner, label, name] = Value(
+                float(record["value"]), record.get("stderr"), int(record.get("n") or 0), (where,)
+            )
+
+    def _read_results(self, where: str, weights: str, key: str, into: dict[str, Any]) -> dict[str, Any] | None:
+        if where not in into:
             try:
                 results = evaluations.read_results(self.folder, weights, key)
             except Damaged as reason:
@@ -407,8 +360,9 @@ class _Reader:
                 return None
             if results is None:
                 return None
-            self.results[where] = results
-        return self.results[where]
+            into[where] = results
+        found: dict[str, Any] = into[where]
+        return found
 
     def _status(self, states_on_path: Sequence[str], evaluated: bool) -> tuple[Status, str]:
         """How far a run came and why not further, from its states (the base first) and its final evaluation."""
@@ -469,19 +423,16 @@ def _default_primary(metrics: Sequence[Metric]) -> tuple[str, ...]:
 
 
 def _averages(
-    runs: Sequence[Run], metrics: Sequence[Metric], values: Mapping[tuple[str, str, str], Value]
+    places: Sequence[tuple[str, str]], metrics: Sequence[Metric], values: Mapping[tuple[str, str, str], Value]
 ) -> dict[tuple[str, str, str], Value]:
-    """Macro means, only where every task of the suite is there."""
+    """Macro means at each (run or model, label), only where every task of the suite is there."""
     averages = {}
     for metric in metrics:
-        for run in runs if metric.parts else ():
-            for point in run.points:
-                parts = [values.get((run.name, point.label, part)) for part in metric.parts]
-                there = [part for part in parts if part is not None]
-                if len(there) == len(parts):
-                    mean = sum(part.value for part in there) / len(there)
-                    folders = tuple(folder for part in there for folder in part.evaluations)
-                    averages[run.name, point.label, metric.name] = Value(
-                        mean, None, sum(part.n for part in there), folders
-                    )
+        for owner, label in places if metric.parts else ():
+            parts = [values.get((owner, label, part)) for part in metric.parts]
+            there = [part for part in parts if part is not None]
+            if len(there) == len(parts):
+                mean = sum(part.value for part in there) / len(there)
+                folders = tuple(folder for part in there for folder in part.evaluations)
+                averages[owner, label, metric.name] = Value(mean, None, sum(part.n for part in there), folders)
     return averages

@@ -338,6 +338,8 @@ def _tabular(rows: Sequence[Row], columns: Sequence[Column], lines: Sequence[Lin
 def _label(row: Row) -> str:
     if row.kind in ("baseline", "control"):
         return f"{row.label} ({row.kind})"
+    if row.kind == "outside":
+        return f"{row.label} (outside model)"
     where = row.note.partition(";")[0]
     return f"{row.label}, {where}" if row.kind == "branch" and where else row.label
 

@@ -79,6 +79,7 @@ def _tables(frame: Frame, comparisons: Comparisons, rows: Sequence[Row]) -> dict
         "variance": {m.name: _variance(comparisons, m, printers[m.name]) for m in frame.metrics},
         "merged_text": merged_text(frame),
         "unvarying": {m.name: comparisons.unvarying(m.name) for m in frame.metrics},
+        "outside": [model.name for model in frame.outside],
         "beyond": any(cell.beyond for cells in shown.values() for cell in cells),
         "unbalanced": len({frozenset(frame.at_end(a.name, m.name)) for a in frame.tested for m in frame.primary}) > 1,
         "arms": _arm_lines(frame),
@@ -210,6 +211,8 @@ def _row(row: Row) -> dict[str, Any]:
 
 def _states_text(row: Row) -> str:
     planned, done = row.counts["planned"], row.counts["done"]
+    if row.kind == "outside":
+        return "1 model" if done else "not evaluated whole"
     noun = "state" if planned == 1 else "states"
     return f"{planned} {noun}" if done == planned else f"{done} of {planned} {noun}"
 

@@ -1,7 +1,7 @@
 """The rows of every table: base, branch points, baseline, control and arms, each with a cell per metric.
 
-Reference rows (the base, branch points, averaged weights, one model merged over all seeds) are states beside the arms'
-ends; they carry values and no tests.
+Reference rows (the base, outside models, branch points, averaged weights, one model merged over all seeds) are models
+beside the arms' ends; they carry values and no tests.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from analysis.effects import Comparisons, Difference, item_error
 from analysis.frame import BASE, EMA, END, Frame, Run, Value
 from analysis.margins import retained
 from analysis.metrics import Metric
+from analysis.outside import OUTSIDE
 
-RowKind = Literal["base", "branch", "ema", "merge", "baseline", "control", "arm"]
-ORDER: tuple[RowKind, ...] = ("base", "branch", "ema", "merge", "baseline", "control", "arm")
+RowKind = Literal["base", "outside", "branch", "ema", "merge", "baseline", "control", "arm"]
+ORDER: tuple[RowKind, ...] = ("base", "outside", "branch", "ema", "merge", "baseline", "control", "arm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Row:
 
     @property
     def reference(self) -> bool:
-        return self.kind in ("base", "branch", "ema", "merge")
+        return self.kind in ("base", "outside", "branch", "ema", "merge")
 
     @property
     def complete(self) -> bool:
@@ -68,7 +69,7 @@ class Row:
 
 def build_rows(frame: Frame, comparisons: Comparisons) -> list[Row]:
     """Every row in the order of the tables."""
-    rows = [*_reference_rows(frame), *_pooled_rows(frame)]
+    rows = [*_reference_rows(frame), *_pooled_rows(frame), *_outside_rows(frame)]
     for arm in frame.compared:
         kind: RowKind = "arm"
         if arm.name == frame.compare.baseline:
@@ -133,7 +134,19 @@ def _pooled_rows(frame: Frame) -> list[Row]:
         assert point is not None
         note = f"one model of {', '.join(run.made_of)}, merged at {point.tokens:,} tokens"
         counts = frame.count(arm.name)
-        rows.append(Row("merge", arm.name, END, arm.aliases, note, counts, _reference_cells(frame, END, [run])))
+        rows.append(Row("merge", arm.name, END, arm.aliases, note, counts, _reference_cells(frame, END, [run.name])))
+    return rows
+
+
+def _outside_rows(frame: Frame) -> list[Row]:
+    """A row for each outside model; done when it was evaluated on all that the study measures."""
+    measured = [task for task in frame.tasks if task.measured]
+    rows = []
+    for model in frame.outside:
+        cells = _reference_cells(frame, OUTSIDE, [model.name])
+        whole = all(f"evals/{model.weights}/{task.key}" in frame.beside for task in measured)
+        counts = Counter({"planned": 1, "done": int(whole), "unevaluated": int(not whole)})
+        rows.append(Row("outside", model.name, OUTSIDE, (), model.note, counts, cells))
     return rows
 
 
@@ -160,18 +173,18 @@ def _reference_row(frame: Frame, label: str, runs: Sequence[Run], distinct: Sequ
     name = {BASE: "base", EMA: f"{', '.join(arms)} (EMA)"}.get(label, f"after {label}")
     if label == EMA:
         note = f"averaged weights at {at} tokens"
-    cells = _reference_cells(frame, label, distinct)
+    cells = _reference_cells(frame, label, [run.name for run in distinct])
     done = max((cell.n for cell in cells.values()), default=0)
     counts = Counter({"planned": len(distinct), "done": done, "unfinished": len(distinct) - done})
     kinds: dict[str, RowKind] = {BASE: "base", EMA: "ema"}
     return Row(kinds.get(label, "branch"), name, label, (), note, counts, cells)
 
 
-def _reference_cells(frame: Frame, label: str, distinct: Sequence[Run]) -> dict[str, Cell]:
-    """Values at one point of runs whose states there differ."""
+def _reference_cells(frame: Frame, label: str, names: Sequence[str]) -> dict[str, Cell]:
+    """Values at one point of runs whose states there differ, or of an outside model."""
     cells = {}
     for metric in frame.metrics:
-        values = [(run.name, frame.values.get((run.name, label, metric.name))) for run in distinct]
+        values = [(name, frame.values.get((name, label, metric.name))) for name in names]
         there = tuple((name, value) for name, value in values if value is not None)
         cells[metric.name] = Cell(
             values=there,
@@ -191,7 +204,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _beyond(frame: Frame, value: Value) -> bool:
     """Whether an evaluation behind the value had items with positions that the model was never trained at."""
-    return any(frame.results[folder].get("beyond_trained_length") for folder in value.evaluations)
+    return any(frame.result(folder).get("beyond_trained_length") for folder in value.evaluations)
 
 
 # fmt: off

@@ -212,8 +212,13 @@ def _verify(verbs: Any) -> None:
 
 
 def _eval(verbs: Any) -> None:
-    made = _verb(verbs, "eval", "evaluate what is trained and not evaluated yet; trains nothing", do.evaluate)
-    _folder_argument(made)
+    about = "evaluate what is trained and not evaluated yet, or a model from outside; trains nothing"
+    made = _verb(verbs, "eval", about, do.evaluate)
+    made.add_argument("folder", type=Path, metavar="DIR", nargs="?", help="a results folder; with --model, use -o")
+    made.add_argument("--model", metavar="M", help="a folder, a .gguf file or a hub id: a row of the table of -o DIR")
+    made.add_argument("--name", metavar="NAME", help="with --model: what its row is called (the model's own name)")
+    made.add_argument("--revision", metavar="COMMIT", help="with --model: the commit of a model on the hub")
+    made.add_argument("-o", dest="out", type=Path, metavar="DIR", help="with --model: the results folder")
     made.add_argument("--suite", action="append", default=[], metavar="S", help="a suite more, such as quickstart@1")
     _executor_arguments(made)
     _wait_argument(made)

@@ -79,10 +79,43 @@ def smoke(asked: Options, as_json: bool) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
+    if options.model is not None:
+        return evaluate_outside(options)
+    for option, value in (("--name", options.name), ("--revision", options.revision), ("-o", options.out)):
+        if value is not None:
+            raise CallError(f"`{option}` goes with `--model`; a study's folder is evaluated by `ablate eval DIR`.")
+    if options.folder is None:
+        raise CallError("the results folder is missing: `ablate eval DIR`, or `ablate eval --model M -o DIR`.")
     from harness.launch.plan_files import evaluation_options
 
     asked = evaluation_options(options.folder, options.suite, _executor(options), options.jobs)
     return reconcile(replace(asked, wait=options.wait), options.json)
+
+
+def evaluate_outside(options: argparse.Namespace) -> int:
+    if options.folder is not None:
+        raise CallError(
+            f"`ablate eval DIR` evaluates what {options.folder} has trained, `--model` another model; for a row in its "
+            f"table, name the folder with `-o {options.folder}`."
+        )
+    if options.out is None:
+        raise CallError("`--model` needs `-o DIR`: the results folder in whose table the model is to be a row.")
+    if options.executor == "slurm":
+        raise CallError("`--model` is evaluated in this process; leave `--executor slurm` away, or call it in a job.")
+    if options.jobs is not None:
+        raise CallError("`--model` is one model, evaluated in this one process, so `--jobs` has no meaning with it.")
+    from harness.launch.outside import Asked, evaluate_outside
+    from harness.launch.progress import listener_for
+
+    asked = Asked(options.model, options.out, options.name, options.revision, tuple(options.suite), options.wait)
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        done = evaluate_outside(asked, listener_for(options.json))
+    code = DONE if done.failed is None else SOME_FAILED
+    if options.json:
+        return _json(done.to_json(), code)
+    if done.failed is not None:
+        print(f"failed: {done.failed}", file=sys.stderr)
+    return _say(f"evaluated {done.name} on {done.evaluated} tasks\nreport: {done.report}", code)
 
 
 def reconcile(asked: Options, as_json: bool) -> int:

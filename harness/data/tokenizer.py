@@ -105,14 +105,25 @@ def resolve_tokenizer(
         path = _trained(declared["bpe"], sources, progress)
     else:
         path = _loaded(declared, folder, progress)
+    return {**_described(path), "declared": declared, "stamp": stamp}
+
+
+def tokenizer_of(path: str, revision: str | None = None, progress: Progress = silent) -> dict[str, Any]:
+    """The tokenizer of a model that no study declares, as `resolve_tokenizer` describes one.
+
+    path: a folder, a `.gguf` file or a hub id, from the working directory. UserError when it cannot be opened.
+    """
+    declared = {"path": path, **({"revision": revision} if revision else {})}
+    return {**_described(_loaded(declared, Path(), progress)), "declared": declared}
+
+
+def _described(path: Path) -> dict[str, Any]:
     opened = open_tokenizer(path)
     return {
         "identity": opened.identity,
         "path": str(path),
         "vocab_size": opened.vocab_size,
         "eos_token_id": opened.eos,
-        "declared": declared,
-        "stamp": stamp,
     }
 
 

@@ -75,7 +75,7 @@ def at_work(folder: Folder) -> bool:
 
 def _check_folders(folder: Folder) -> None:
     """Raise WriteFailed for a folder of another user's before any work, not hours into it."""
-    for path in (folder.root, folder.manifests, folder.states, folder.runs, folder.evals, folder.report):
+    for path in (folder.root, folder.manifests, folder.states, folder.runs, folder.evals, folder.models, folder.report):
         if path.exists() and not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
             with writing(path):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.launch.code import tree_hash
 from harness.plan.canonical import digest
+from harness.store import models
 from harness.store.atomic import write_json
 from harness.store.markers import Damaged, read_marked
 
@@ -35,6 +36,8 @@ def report(prepared: Prepared, note: Callable[[str], None]) -> Path | None:
 
 def _rests_on(prepared: Prepared) -> str:
     observed = prepared.seen.observed
+    outside, damage = models.read_models(prepared.folder)
+    rows = [[model["name"], model["weights"], model["tasks"]] for model in outside]
     return digest(
         {
             "plan": prepared.plan.to_json()["runs"],
@@ -46,6 +49,7 @@ def _rests_on(prepared: Prepared) -> str:
             "evaluations": sorted(map(list, observed.evaluations)),
             "asked": [[item.run, item.label, item.task.key] for item in prepared.plan.evals],
             "code": tree_hash(),
+            **({"models": [rows, damage]} if rows or damage else {}),
         }
     )
 

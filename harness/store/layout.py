@@ -17,6 +17,7 @@ class Folder:
         self.states = self.root / "states"
         self.runs = self.root / "runs"
         self.evals = self.root / "evals"
+        self.models = self.root / "models"  # outside models: rows that no arm made
         self.report = self.root / "report"
         self.track = self.root / "track"
         self.submissions = self.root / "submissions"
@@ -46,6 +47,9 @@ class Folder:
 
     def run_json(self, arm: str, seeds: str) -> Path:
         return self.runs / arm / seeds / "run.json"
+
+    def model_json(self, name: str) -> Path:
+        return self.models / f"{name}.json"
 
     def evaluation(self, weights: str, key: str) -> Path:
         return self.evals / weights / key

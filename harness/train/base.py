@@ -15,7 +15,7 @@ from harness.store import checkpoints, manifests, states
 from harness.store.atomic import sha256_file, staging_folder, writing
 from harness.store.checkpoints import weights_hash
 from harness.store.layout import Folder
-from harness.store.markers import Damaged
+from harness.store.markers import Damaged, checksum_files
 from harness.store.places import expanded
 from harness.study.bases import names_a_path
 from harness.study.errors import UserError
@@ -37,23 +37,28 @@ INITIALISATION = 1
 
 
 def describe_base(
-    base: Base, study_folder: Path, tokenizer: Mapping[str, Any], known: Mapping[str, Any] | None = None
+    base: Base,
+    study_folder: Path,
+    tokenizer: Mapping[str, Any],
+    known: Mapping[str, Any] | None = None,
+    where: str = "base.model",
 ) -> dict[str, Any]:
     """The base's manifest (`manifests/base.json`), less the schema number; weights are hashed, not loaded.
 
     study_folder: where relative paths start. tokenizer: the manifest's entry, already resolved. known: an earlier
-    manifest; files whose size and time it has are not hashed again. A base whose optimizer is `carried` serves arms
-    that start cold, too (`manifests.base_identity`). Raises UserError for a model that cannot be found or read, a
-    tokenizer with more tokens than the model, and a carried optimizer that is not there.
+    manifest; files whose size and time it has are not hashed again. where: what names the model, for messages. A base
+    whose optimizer is `carried` serves arms that start cold, too (`manifests.base_identity`). Raises UserError for a
+    model that cannot be found or read, a tokenizer with more tokens than the model, and a carried optimizer that is not
+    there.
     """
-    location = None if base.from_scratch else _locate(base.model, study_folder)
+    location = None if base.from_scratch else locate(base.model, study_folder, where)
     config = _scratch_config(base, tokenizer, study_folder) if location is None else load_config(location)
     if tokenizer["vocab_size"] > config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer['vocab_size']:,} tokens, the model's `vocab_size` is only "
             f"{config.vocab_size:,}; every token needs an embedding."
         )
-    files = _stamped(_like_files(base, study_folder) if location is None else _model_files(location), known)
+    files = _stamped(_like_files(base, study_folder) if location is None else _model_files(location, where), known)
     optimizer = _carried_optimizer(location) if base.optimizer == "carried" else None
     if optimizer is not None:
         files += _stamped([optimizer], known)
@@ -110,6 +115,15 @@ def prepare_base(folder: Folder, state_id: str) -> str:
     return weights
 
 
+def write_trained(manifest: Mapping[str, Any], staged: Path) -> str:
+    """Write the trained model that a manifest describes to `staged/model` as a base is written: all weights in fp32,
+    and the tokenizer. Returns its weights' hash. Raises UserError when it cannot be loaded whole."""
+    model = load_model(Path(manifest["location"]))
+    with writing(staged, sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())):
+        save_model(model, staged / "model", Path(manifest["tokenizer"]["path"]))
+    return weights_hash(checksum_files(staged))
+
+
 def _base_model(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> PreTrainedModel:
     resolved = manifests.base_identity(manifest, base["optimizer"])
     if resolved is None:
@@ -145,7 +159,7 @@ def _like(base: Base, study_folder: Path) -> Path | None:
     name = base.model["config"].get("like")
     if name is None:
         return None
-    return _locate({"path": name, "revision": base.model.get("revision")}, study_folder, "base.model.config.like")
+    return locate({"path": name, "revision": base.model.get("revision")}, study_folder, "base.model.config.like")
 
 
 def _like_files(base: Base, study_folder: Path) -> list[Path]:
@@ -153,8 +167,11 @@ def _like_files(base: Base, study_folder: Path) -> list[Path]:
     return [] if like is None else [like if like.is_file() else like / "config.json"]
 
 
-def _locate(model: Mapping[str, Any], study_folder: Path, where: str = "base.model") -> Path:
-    """The folder or `.gguf` file of a declared model; one that is named by its id on the hub is fetched first."""
+def locate(model: Mapping[str, Any], study_folder: Path, where: str) -> Path:
+    """The folder or `.gguf` file of a declared model; one that is named by its id on the hub is fetched first.
+
+    where: what names the model. Raises UserError when it is not to be had.
+    """
     name = str(model["path"])
     here = study_folder / expanded(name)
     revision = model.get("revision")
@@ -182,7 +199,7 @@ def _fetch(name: str, revision: str | None, where: str) -> Path:
     return Path(found)
 
 
-def _model_files(location: Path) -> list[Path]:
+def _model_files(location: Path, where: str) -> list[Path]:
     """Configuration and weights: what decides the model."""
     if location.is_file():
         return [location]
@@ -190,7 +207,7 @@ def _model_files(location: Path) -> list[Path]:
     weights = [path for path in weights if path.name != OPTIMIZER]
     if not weights:
         raise UserError(
-            f"`base.model`: {location} has no .safetensors weights. Pickled weights are not loaded; convert them first."
+            f"`{where}`: {location} has no .safetensors weights. Pickled weights are not loaded; convert them first."
         )
     return [location / "config.json", *weights]
 
