@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.compute import attempts_at
 from analysis.frame import Frame
+from analysis.outside import OUTSIDE
 from harness.store import attempts, metrics, states
 from harness.store.markers import Damaged
 
@@ -54,7 +55,7 @@ class TaskSettings:
 
 def facts(frame: Frame) -> list[Fact]:
     """Numerics and code of all attempts on the arms' paths, fields in name order; of merges, which run no model, no
-    numerics."""
+    numerics; of outside models, what they were evaluated with."""
     seen: dict[str, dict[str, dict[str, None]]] = {}
     paths = dict.fromkeys(state for run in frame.runs for state in run.path)
     environments = {state: _environments(frame, state) for state in paths}
@@ -66,6 +67,9 @@ def facts(frame: Frame) -> list[Fact]:
         for point in run.points:
             for name, value in _evaluation_numerics(frame, run.name, point.label).items():
                 seen.setdefault(name, {}).setdefault(value, {})[run.arm] = None
+    for model in frame.outside:
+        for name, value in _evaluation_numerics(frame, model.name, OUTSIDE).items():
+            seen.setdefault(name, {}).setdefault(value, {})[model.name] = None
     return [
         Fact(name, tuple((value, tuple(arms)) for value, arms in sorted(values.items())))
         for name, values in sorted(seen.items())
@@ -78,7 +82,7 @@ def _evaluation_numerics(frame: Frame, run: str, label: str) -> dict[str, str]:
     for metric in frame.metrics:
         value = frame.values.get((run, label, metric.name))
         for folder in value.evaluations if value is not None else ():
-            numerics |= _flat(frame.results[folder].get("numerics") or {}, "evaluation.")
+            numerics |= _flat(frame.result(folder).get("numerics") or {}, "evaluation.")
     return numerics
 
 

@@ -18,7 +18,7 @@ class Outside:
     """A model that a person has added to the table.
 
     other_tokenizer: whether its tokens are not the study's. tasks: those that it was evaluated on beside the study's,
-    as plan.json writes tasks.
+    as plan.json writes tasks, of `suites`. model, revision: where it is.
     """
 
     name: str
@@ -26,6 +26,9 @@ class Outside:
     parameters: int
     other_tokenizer: bool
     tasks: tuple[Mapping[str, Any], ...]
+    model: str
+    revision: str | None
+    suites: tuple[str, ...]
 
     def shows(self, measure: str) -> bool:
         """Whether a measure of its can stand in one column with the arms'."""
@@ -50,6 +53,9 @@ def read_outside(folder: Folder) -> tuple[tuple[Outside, ...], list[str]]:
             parameters=int(record["parameters"]),
             other_tokenizer=record["tokenizer"].get("identity") != of_study,
             tasks=tuple(record["tasks"]),
+            model=str(record["model"]),
+            revision=record.get("revision"),
+            suites=tuple(record.get("suites") or ()),
         )
         for record in records
     )

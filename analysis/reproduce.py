@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from analysis import appendix
 from analysis.appendix import Environment
 from analysis.frame import Frame
+from analysis.outside import Outside
 
 # What is compared when the script has run: both name the weights that every number rests on.
 COMPARED = ("table.csv", "claims.json")
@@ -35,6 +36,7 @@ def script(frame: Frame) -> str:
         "arguments": " ".join(map(shlex.quote, _arguments(frame))),
         "out": shlex.quote(f"results/{frame.study}-again"),
         "compared": " ".join(COMPARED),
+        "models": "".join(map(_outside_command, frame.outside)),
     }
     comments = [*_usage(frame), "", *_code(environments), "", *_numerics(environments)]
     head = "\n".join(f"# {_line(comment)}".rstrip() for comment in comments)
@@ -111,6 +113,15 @@ def _arguments(frame: Frame) -> list[str]:
     return words if frame.plan.get("share", True) else [*words, "--no-share"]
 
 
+def _outside_command(model: Outside) -> str:
+    """Lines that evaluate an outside model again. One that is on no hub may lie elsewhere by now."""
+    words = ["eval", "--model", model.model, "--name", model.name]
+    words += ["--revision", model.revision] if model.revision else []
+    words += [word for suite in model.suites for word in ("--suite", suite)]
+    missing = shlex.quote(f"the outside model {model.name} cannot be evaluated here: its rows will be missing")
+    return f'"$python" -m harness.cli {shlex.join(words)} -o "$out" || echo {missing}\n'
+
+
 BODY = r"""
 set -euo pipefail
 
@@ -183,7 +194,7 @@ out=${1:-@out@}
 [ "$#" -eq 0 ] || shift
 check || echo "going on with what is here: bits may differ, conclusions should not"
 "$python" -m harness.cli run "$study" -o "$out" ${arguments[@]+"${arguments[@]}"} "$@"
-status=0
+@models@status=0
 for file in @compared@; do
   if cmp -s "$here/$file" "$out/report/$file"; then
     echo "equal: $file of $name, to the bit"

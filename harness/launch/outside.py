@@ -236,7 +236,7 @@ class _Evaluation:
     def _weights_known(self, model: Mapping[str, Any]) -> str | None:
         """The weights' hash, where an earlier call found it for the same files and tokenizer."""
         known = self.known
-        if known is None or (known["identity"], known["tokenizer"]["identity"]) != _of(model):
+        if known is None or (known["identity"], known["tokenizer"].get("identity")) != _of(model):
             return None
         return str(known["weights"])
 

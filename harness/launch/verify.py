@@ -22,7 +22,7 @@ from harness.launch.status import read_plan
 from harness.launch.stop import Stop
 from harness.launch.work import Work
 from harness.plan.canonical import digest
-from harness.store import attempts, checkpoints, evaluations, manifests, states
+from harness.store import attempts, checkpoints, evaluations, manifests, models, states
 from harness.store.layout import Folder
 from harness.store.markers import MARKER, Damaged, read_marked, verify_files
 from harness.store.runs import states_behind
@@ -51,6 +51,9 @@ def damage(folder: Folder) -> tuple[int, list[str]]:
                 verify_files(store, recorded_files(store))
             except Damaged as reason:
                 found.append(str(reason))
+    outside, unreadable = models.read_models(folder)
+    checked += len(outside) + len(unreadable)
+    found += unreadable
     for marker in sorted(folder.evals.glob(f"*/*/{MARKER}")):
         checked += 1
         try:

@@ -13,7 +13,15 @@ from harness.store.layout import Folder
 from harness.store.markers import Damaged, read_marked
 
 SCHEMA = 1
-NEEDED = {"name": str, "weights": str, "tokenizer": dict, "parameters": int, "tasks": list}
+NEEDED = {
+    "name": str,
+    "model": str,
+    "weights": str,
+    "identity": str,
+    "tokenizer": dict,
+    "parameters": int,
+    "tasks": list,
+}
 
 
 def read_model(folder: Folder, name: str) -> dict[str, Any] | None:
