@@ -108,13 +108,24 @@ def resolve_tokenizer(
     return {**_described(path), "declared": declared, "stamp": stamp}
 
 
-def tokenizer_of(path: str, revision: str | None = None, progress: Progress = silent) -> dict[str, Any]:
+def tokenizer_of(path: str, revision: str | None = None, of_study: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The tokenizer of a model that no study declares, as `resolve_tokenizer` describes one.
 
-    path: a folder, a `.gguf` file or a hub id, from the working directory. UserError when it cannot be opened.
+    path: a folder, a `.gguf` file or a hub id, from the working directory. of_study: a study's own entry, which is
+    given back where the folder holds that very tokenizer: opened and saved again, it might be written differently.
+    UserError when it cannot be opened.
     """
+    if of_study is not None and _complete_known(of_study) and _identity_in(Path(path)) == of_study["identity"]:
+        return dict(of_study)
     declared = {"path": path, **({"revision": revision} if revision else {})}
-    return {**_described(_loaded(declared, Path(), progress)), "declared": declared}
+    return {**_described(_loaded(declared, Path(), silent)), "declared": declared}
+
+
+def _identity_in(folder: Path) -> str | None:
+    try:
+        return identity_of(folder)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -240,7 +251,7 @@ def _from_pretrained(name: str, folder: Path, revision: str | None) -> Any:
             return AutoTokenizer.from_pretrained(str(here.parent), gguf_file=here.name, **options)
         return AutoTokenizer.from_pretrained(str(here) if here.exists() else name, **options)
     except (OSError, ValueError, ImportError, KeyError) as reason:
-        raise UserError(f"the tokenizer of `{name}` cannot be opened: {reason}") from reason
+        raise UserError(f"the tokenizer of `{name}` cannot be opened: {' '.join(str(reason).split())}") from reason
 
 
 _PROBE = (

@@ -107,10 +107,16 @@ def _name(asked: Asked, plan: Mapping[str, Any]) -> str:
 def _check_model(asked: Asked) -> None:
     """Refuse what can be seen to be no model before anything is read."""
     here = expanded(asked.model)
-    looks_like_a_path = asked.model.startswith((".", "/", "~")) or asked.model.count("/") != 1
+    looks_like_a_path = asked.model.startswith((".", "/", "~")) or asked.model.count("/") > 1
     if here.exists():
         if asked.revision is not None:
             raise UserError(f"`--revision` is of a model on the hub, and {here} is here; leave it away.")
+        if not ((here / "config.json").is_file() or (here.is_file() and here.suffix == ".gguf")):
+            what = "a folder without a config.json" if here.is_dir() else "a file, and no .gguf one"
+            raise UserError(
+                f"`{OPTION} {asked.model}` is {what}; expected a model's folder with config.json, safetensors and "
+                "tokenizer, a .gguf file, or an id on the hub."
+            )
     elif asked.revision is None and (looks_like_a_path or asked.model.endswith(".gguf")):
         raise UserError(f"`{OPTION} {asked.model}`: there is no {here}.")
     elif asked.revision is None or not COMMIT.fullmatch(asked.revision):
@@ -171,9 +177,10 @@ class _Evaluation:
         from harness.evals.evaluate import missing_tasks
 
         self._fix_numerics()
-        model = self._look()
-        settings = replace(evaluation_settings(self.prepared.study), trained_length=model["max_positions"])
+        settings = evaluation_settings(self.prepared.study)
         own, extra = self._tasks(settings)
+        model = self._look()
+        settings = replace(settings, trained_length=model["max_positions"])
         _check_positions(self.name, model, settings)
         weights = self._weights_known(model)
         if weights is not None and not missing_tasks(self.folder, weights, [*own, *extra]):
@@ -200,7 +207,8 @@ class _Evaluation:
         self.listener.note(f"looking at {asked.model}")
         location = locate(declared, Path.cwd(), OPTION)
         on_the_hub = asked.revision is not None
-        tokenizer = tokenizer_of(asked.model if on_the_hub else str(location), asked.revision)
+        of_study = (self.prepared.resolved.base or {}).get("tokenizer")
+        tokenizer = tokenizer_of(asked.model if on_the_hub else str(location), asked.revision, of_study)
         base = Base(model=declared, tokenizer={"of": "model"}, optimizer="cold", lr=None, tokens_seen=None)
         return describe_base(base, Path.cwd(), tokenizer, self.known, OPTION)
 
