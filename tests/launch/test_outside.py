@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from harness import cli
 from harness.launch.gc import garbage
 from harness.store import manifests
 from harness.store.layout import Folder
-from tests.evals.conftest import export_model, tokenizer
+from tests.evals.conftest import EOS, export_model, tokenizer
 from tests.proofs.small import write_small
+from tests.train.test_base import write_gguf
 
 COMMIT = "0123456789" * 4
 WINDOW = 64
@@ -119,6 +121,8 @@ def test_a_model_is_a_row_with_its_own_numbers_and_nothing_else_of_the_report_ch
     assert "| reference (outside model, 0.16M parameters, another tokenizer) | 1 model |" in markdown
     assert "outside model, 0.16M parameters, another tokenizer" in page and "no part in the study" in page
     assert "reference (outside model) & 1/1 &" in Path("out/report/table_main.tex").read_text()
+
+    assert subprocess.run(["bash", "-n", "out/report/reproduce.sh"]).returncode == 0
 
     there = contents(Path("out"))
     add()
@@ -281,6 +285,24 @@ def test_a_model_on_the_hub_is_recorded_with_its_id_and_commit(root: Path, monke
     assert (record["kind"], record["model"], record["revision"]) == ("hub", "org/reference", COMMIT)
     call = f"eval --model org/reference --name reference --revision {COMMIT} -o"
     assert call in Path("out/report/reproduce.sh").read_text()
+
+
+def test_a_gguf_file_is_a_model_with_the_same_numbers_as_the_folder_that_it_was_made_of(root: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    words = json.loads(Path("reference/tokenizer.json").read_text())["model"]
+    assert words["vocab"][EOS] == 0
+    vocabulary = {**words["vocab"], "<|endoftext|>": len(words["vocab"])}  # which transformers adds to every such file
+    model = AutoModelForCausalLM.from_pretrained("reference")
+    model.resize_token_embeddings(len(vocabulary))
+    model.save_pretrained("reference")
+    write_gguf(root / "small.gguf", model, vocabulary, [" ".join(pair) for pair in words["merges"]])
+    add()
+    add("small.gguf")
+    record = json.loads(Path("out/models/small.json").read_text())
+    assert record["kind"] == "gguf"
+    for metric in ("bpb.sums", "bpb.more"):
+        assert float(row("small")[metric]["mean"]) == pytest.approx(float(row("reference")[metric]["mean"]), rel=1e-5)
 
 
 def test_a_record_of_a_newer_version_is_refused_and_a_damaged_one_is_named(

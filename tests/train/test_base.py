@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +233,11 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         load_model(folder)
 
 
-def _write_gguf(path: Path, model: Any) -> None:
-    """A llama as llama.cpp's converter writes it: its names, and query and key rows in interleaved rotary order."""
+def write_gguf(path: Path, model: Any, words: Mapping[str, int] | None = None, merges: Sequence[str] = ()) -> None:
+    """A llama as llama.cpp's converter writes it: its names, and query and key rows in interleaved rotary order.
+
+    words: a tokenizer's token → id, with its merges; the token with id 0 ends a text.
+    """
     config, head = model.config, model.config.head_dim
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -247,7 +251,10 @@ def _write_gguf(path: Path, model: Any) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{n}" for n in range(config.vocab_size)])
+    names_of = {number: word for word, number in (words or {}).items()}
+    writer.add_token_list([names_of.get(n, f"t{n}") for n in range(config.vocab_size)])
+    if merges:
+        writer.add_token_merges(list(merges))
     writer.add_token_types([1] * config.vocab_size)
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
@@ -268,7 +275,7 @@ def _write_gguf(path: Path, model: Any) -> None:
 
 def test_a_gguf_file_is_a_base_with_the_weights_in_it(tmp_path: Path) -> None:
     model = build.model(tie_word_embeddings=False, attention_dropout=0.0)
-    _write_gguf(tmp_path / "small.gguf", model)
+    write_gguf(tmp_path / "small.gguf", model)
     study = StudyFolder(tmp_path / "study", base=_declared({"path": str(tmp_path / "small.gguf")}))
     manifest = manifests.read_base(study.folder)
     assert manifest is not None and manifest["kind"] == "gguf" and manifest["location"].endswith("small.gguf")
