@@ -139,12 +139,13 @@ def _pooled_rows(frame: Frame) -> list[Row]:
 
 
 def _outside_rows(frame: Frame) -> list[Row]:
-    """A row for each outside model; done when it was evaluated on all that the study measures."""
-    measured = [task for task in frame.tasks if task.measured]
+    """A row for each outside model; done when it was evaluated on all that the study measures, and its own suites."""
+    measured = [task.key for task in frame.tasks if task.measured]
     rows = []
     for model in frame.outside:
         cells = _reference_cells(frame, OUTSIDE, [model.name])
-        whole = all(f"evals/{model.weights}/{task.key}" in frame.beside for task in measured)
+        keys = [*measured, *(str(task["key"]) for task in model.tasks)]
+        whole = all(f"evals/{model.weights}/{key}" in frame.beside for key in keys)
         counts = Counter({"planned": 1, "done": int(whole), "unevaluated": int(not whole)})
         rows.append(Row("outside", model.name, OUTSIDE, (), model.note, counts, cells))
     return rows

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from harness import cli
+from harness.evals import evaluate
 from harness.launch.gc import garbage
 from harness.store import manifests
 from harness.store.layout import Folder
+from harness.study.errors import UserError
 from tests.evals.conftest import EOS, export_model, tokenizer
 from tests.proofs.small import write_small
 from tests.train.test_base import write_gguf
@@ -119,6 +121,7 @@ def test_a_model_is_a_row_with_its_own_numbers_and_nothing_else_of_the_report_ch
     assert per_token and set(per_token.values()) == {""}, "another tokenizer's tokens are no unit of this column"
     markdown, page = (Path(f"out/report/{name}").read_text() for name in ("report.md", "index.html"))
     assert "| reference (outside model, 0.16M parameters, another tokenizer) | 1 model |" in markdown
+    assert " differs: " not in markdown, "the model was computed as the arms were"
     assert "outside model, 0.16M parameters, another tokenizer" in page and "no part in the study" in page
     assert "reference (outside model) & 1/1 &" in Path("out/report/table_main.tex").read_text()
 
@@ -214,6 +217,29 @@ def test_a_wrong_call_is_one_paragraph_and_changes_nothing(
     found = capsys.readouterr().err
     assert said in found and len(found.splitlines()) == 1, found
     assert contents(trained / "out") == before
+
+
+def test_a_task_that_fails_leaves_the_others_and_the_next_call_does_it_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = evaluate._held_out
+
+    def failing(lm: Any, model: Path, task: Any, settings: Any) -> Any:
+        if task.task == "sums":
+            raise UserError("the text is gone.")
+        return plain(lm, model, task, settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_held_out", failing)
+        capsys.readouterr()
+        assert cli.call(["eval", "--model", "reference", "-o", "out", "--json"]) == 1
+        said = json.loads(capsys.readouterr().out)
+    assert (said["model"], said["evaluated"], said["failed"]) == ("reference", 1, "bpb.sums: the text is gone.")
+    assert row("reference")["bpb.more"]["mean"] and not row("reference")["bpb.sums"]["mean"]
+    assert "| not evaluated whole |" in Path("out/report/report.md").read_text()
+    assert not list(Path("out/models").glob(".*")), "what was written aside is gone"
+    assert cli.call(["eval", "--model", "reference", "-o", "out", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluated"] == 1 and row("reference")["bpb.sums"]["mean"]
 
 
 def test_other_weights_of_the_same_name_are_refused_and_the_first_stay(
