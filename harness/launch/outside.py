@@ -147,7 +147,7 @@ def _check_unchanged(prepared: Prepared, plan: Mapping[str, Any]) -> None:
     folder, study = prepared.folder, prepared.study
     same = study.text == folder.study_yaml.read_text(encoding="utf-8") if folder.study_yaml.exists() else False
     same = same and plan["asked"].get("resolved") == digest(study.resolved)
-    keys = {task["key"] for task in plan["tasks"]}
+    keys = {task["key"] for task in plan.get("tasks", ())}
     if not same or keys != {task.key for task in prepared.tasks}:
         why = f"{study.path} was changed" if not same else "what names an evaluation was changed"
         raise UserError(
