@@ -22,6 +22,7 @@ from harness.store.atomic import staging_folder, sweep
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.store.places import expanded
+from harness.study.bases import names_a_path
 from harness.study.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,7 +108,6 @@ def _name(asked: Asked, plan: Mapping[str, Any]) -> str:
 def _check_model(asked: Asked) -> None:
     """Refuse what can be seen to be no model before anything is read."""
     here = expanded(asked.model)
-    looks_like_a_path = asked.model.startswith((".", "/", "~")) or asked.model.count("/") > 1
     if here.exists():
         if asked.revision is not None:
             raise UserError(f"`--revision` is of a model on the hub, and {here} is here; leave it away.")
@@ -117,7 +117,7 @@ def _check_model(asked: Asked) -> None:
                 f"`{OPTION} {asked.model}` is {what}; expected a model's folder with config.json, safetensors and "
                 "tokenizer, a .gguf file, or an id on the hub."
             )
-    elif asked.revision is None and (looks_like_a_path or asked.model.endswith(".gguf")):
+    elif asked.revision is None and names_a_path(asked.model):
         raise UserError(f"`{OPTION} {asked.model}`: there is no {here}.")
     elif asked.revision is None or not COMMIT.fullmatch(asked.revision):
         raise UserError(
