@@ -104,6 +104,13 @@ def worker_of(state: StateFolder) -> int:
     return int(env["pid"])
 
 
+def is_told(process: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a stopped process."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    waiting = next(line.split()[1] for line in lines if line.startswith("ShdPnd:"))
+    return bool(int(waiting, 16) >> (number - 1) & 1)
+
+
 def check_equal(folder: Path, reference: Path) -> None:
     """What came out is what comes out undisturbed, and every update was computed as it was the first time."""
     assert final_weights(folder) == final_weights(reference)
@@ -218,7 +225,10 @@ def test_a_closed_terminal_and_two_interrupts(
     state = in_training(folder)
     assert state is not None
     worker = worker_of(state)
+    os.kill(worker, signal.SIGSTOP)  # so that it cannot come to its end before it is told to stop
     os.close(controller)
+    until(lambda: is_told(worker, signal.SIGTERM), process)
+    os.kill(worker, signal.SIGCONT)
     process.wait(timeout=60)
     until(lambda: attempts.process_start(worker) is None, seconds=20)
     kinds = [event["kind"] for event in events(folder)[state.id]]
