@@ -53,7 +53,7 @@ IDENTITIES = Identities("w" * 64, "t" * 64, {name: source.identity for name, sou
 ROOT = base_state(base_science(SCRATCH, IDENTITIES, 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(STAGES, STAGES, st.integers(0, 3), st.sampled_from([None, "s1"]), st.sampled_from([1, 2]))
 def test_arms_see_the_same_until_their_names_part(
     a: list[tuple[Any, ...]],
