@@ -23,6 +23,7 @@ from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.store.places import expanded
 from harness.study.bases import names_a_path
+from harness.study.checks import COMMIT
 from harness.study.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 OPTION = "--model"
 RESERVED = ("base",)  # what a row of the table is called already
 

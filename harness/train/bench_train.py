@@ -130,7 +130,7 @@ def _fitted(
             left_out[name] = str(error)
             note(f"{name}: {error}")
     if not fitted:
-        raise UserError("nothing could be measured. " + " ".join(f"{name}: {why}" for name, why in left_out.items()))
+        raise _nothing(left_out)
     return fitted
 
 
@@ -158,28 +158,20 @@ def _settings(
 
 def _variants(base: Setting, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Variants that run here, and why the others do not."""
-    config = shape_config(base.model, base.context)
-    numerics = Numerics.resolve(base.device, base.threads)
+    device = Numerics.resolve(base.device, base.threads).device
     run, left_out = [], {}
     for name, changes in VARIANTS.items():
         if names and name not in names:
             continue
-        if name.startswith("chunked") and not names and numerics.device == "cuda":
+        if name.startswith("chunked") and not names and device == "cuda":
             continue
-        try:
-            resolve(
-                changes["kernels"],
-                config,
-                numerics.device,
-                bool(changes.get("compile")),
-                base.activation_checkpointing,
-            )
-        except UserError as error:
-            if names:
-                raise
-            left_out[name] = str(error)
-        else:
+        refused = _refused(replace(base, **changes))
+        if refused is None:
             run.append(name)
+        elif names:
+            raise UserError(refused)
+        else:
+            left_out[name] = refused
     return run, left_out
 
 
@@ -211,8 +203,12 @@ def _in_rounds(
         order.reverse()
     kept = {name: first[name] for name in settings if first[name] not in left_out}
     if not any(name != "Trainer" for name in kept):
-        raise UserError("nothing could be measured. " + " ".join(f"{name}: {why}" for name, why in left_out.items()))
+        raise _nothing(left_out)
     return {name: _together(settings[name], found[same]) for name, same in kept.items()}
+
+
+def _nothing(left_out: Mapping[str, str]) -> UserError:
+    return UserError("nothing could be measured. " + " ".join(f"{name}: {why}" for name, why in left_out.items()))
 
 
 def _together(setting: Setting, measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
