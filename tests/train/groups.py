@@ -30,6 +30,8 @@ ROWS = BATCH // LENGTH
 # of gradients differ by 2e-6 on one processor and by 2e-7 on another.
 ROUNDING, ROUNDING_OF_TENSORS = 2e-6, 3e-5
 RATE = 2e-3
+# Of losses: weights are rounded to bf16 where they are gathered, and matrix products before.
+BF16 = 5e-3
 Prepare = Callable[[Ranks], None]
 
 

@@ -1,6 +1,6 @@
 """On a GPU: Liger trains as torch does, the same run twice gives the same bits, and long rows hold no surprise.
 
-Everything here but the last test needs CUDA and liger-kernel: `pytest -m gpu tests/train/test_gpu.py`.
+Everything here but the last test needs CUDA and liger-kernel, one of them a second GPU: `pytest -m gpu tests/train`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.train.groups import BF16
 
 ROOT = Path(__file__).resolve().parents[2]
 # (absolute, relative) of losses and of weights after 32 updates: Liger's test/convergence/{fp32,bf16}/test_mini_models
@@ -86,6 +88,20 @@ def test_flex_attention_keeps_documents_apart_as_a_dense_mask_does(tmp_path: Pat
     for ours, theirs in zip(gpu["updates"], cpu["updates"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_gpus_have_the_losses_of_one_and_resume_each_others_checkpoints(strategy: str, tmp_path: Path) -> None:
+    """Over NCCL, in bf16, as a study runs; with a restart on one GPU."""
+    losses = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        call = [sys.executable, "-m", "tests.train.on_gpus", str(folder), str(world), strategy if world > 1 else "auto"]
+        subprocess.run(call, check=True, timeout=300)
+        losses.append(json.loads((folder / "losses.json").read_text()))
+    assert losses[1] == pytest.approx(losses[0], rel=BF16)
 
 
 @pytest.mark.slow
