@@ -7,7 +7,6 @@ Bytes are kept as they are (no newline translation), since bits per byte count t
 from __future__ import annotations
 
 import glob
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness.study.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 DEFAULT_FIELD = "text"
+_CHUNK = 1 << 16  # compressed bytes read at once
 
 
 def matching_files(patterns: Sequence[str], folder: Path, source: str) -> list[Path]:
@@ -87,18 +87,36 @@ def _read_json_lines(path: Path, field: str, source: str) -> Iterator[str]:
 
 
 def _lines(path: Path, source: str) -> Iterator[bytes]:
-    if path.suffix == ".zst":
-        import zstandard
-
-        with path.open("rb") as file:
-            stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-            try:
-                yield from io.BufferedReader(stream)
-            except zstandard.ZstdError as reason:
-                raise UserError(f"source `{source}`: {path} is not zstandard data: {reason}") from reason
-    else:
+    if path.suffix != ".zst":
         with path.open("rb") as file:
             yield from file
+        return
+    left = b""
+    for data in _decompressed(path, source):
+        *whole, left = (left + data).split(b"\n")
+        yield from (line + b"\n" for line in whole)
+    if left:
+        yield left
+
+
+def _decompressed(path: Path, source: str) -> Iterator[bytes]:
+    """What a zstandard file holds, frame after frame. A file that was cut off is an error: a stream reader would end
+    there as if it were whole, and documents would be missing."""
+    import zstandard
+
+    frame = None
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    yield frame.decompress(data)
+                except zstandard.ZstdError as reason:
+                    raise UserError(f"source `{source}`: {path} is not zstandard data: {reason}") from reason
+                data = frame.unused_data
+                frame = None if frame.eof else frame
+    if frame is not None or not path.stat().st_size:
+        raise UserError(f"source `{source}`: {path} ends in the middle of its zstandard data; fetch or write it again")
 
 
 def _read_parquet(path: Path, field: str, source: str) -> Iterator[str]:

@@ -40,6 +40,23 @@ def test_every_format_gives_its_documents_in_order(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("missing", [1, 5, 100])
+def test_a_zstandard_file_that_was_cut_off_gives_no_fewer_documents_but_an_error(tmp_path: Path, missing: int) -> None:
+    # Cut in the last frame's only block, nothing of which can be decoded: what remains ends with a whole line.
+    frames = [zstandard.compress(lines(*({"text": f"document {i} {j}"} for j in range(50)))) for i in range(3)]
+    assert len(frames[-1]) > missing
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames)[:-missing])
+    with pytest.raises(UserError, match="ends in the middle of its zstandard data"):
+        read(tmp_path, "a.jsonl.zst")
+
+
+def test_documents_larger_than_a_read_and_lines_without_an_end_come_whole(tmp_path: Path) -> None:
+    texts = ["x" * 300_000 + "\u2028\r é", "", "last"]
+    packed = zstandard.compress(b"\r\n".join(json.dumps({"text": text}).encode() for text in texts))
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    assert read(tmp_path, "a.jsonl.zst") == texts
+
+
 def test_globs_reach_subfolders_and_name_each_file_once(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "x.txt").write_text("x")
@@ -65,6 +82,7 @@ def test_text_names_the_field(tmp_path: Path) -> None:
         ("a.txt", b"fine\nbad \xff\n", r"a\.txt:2: not UTF-8"),
         ("a.csv", b"x", r"a\.csv is none of \.txt, \.jsonl"),
         ("a.jsonl.zst", b"not packed", r"a\.jsonl\.zst is not zstandard data"),
+        ("a.jsonl.zst", b"", r"a\.jsonl\.zst ends in the middle of its zstandard data"),
         ("a.parquet", b"not parquet", r"a\.parquet cannot be read as parquet"),
         ("b.txt", b"x", r"no file matches `a\.\*`"),
     ],
