@@ -77,6 +77,20 @@ def test_a_multiple_is_taken_of_the_stage_s_own_peak(load: Load) -> None:
     assert lr is not None and lr.end == 1e-4
 
 
+@pytest.mark.parametrize(
+    "decay", ["{shape: linear, to: 0.1x}", "{shape: linear, from: 1x, to: 0}", "{shape: constant, from: 0.5x}"]
+)
+def test_a_stage_may_have_a_rate_of_its_own_where_its_schedule_is_a_multiple_of_it(load: Load, decay: str) -> None:
+    declared = stage(load, "", "default", "stages.decay.optimizer.lr=1e-3", f"stages.decay.lr={decay}")
+    assert declared.optimizer.lr == 1e-3
+
+
+@pytest.mark.parametrize("rate", ["6e-3", "1e-3"])
+def test_a_stage_may_repeat_the_rate_that_it_inherits_or_begins_at(load: Load, rate: str) -> None:
+    stable = ("stages.stable.lr={shape: linear, to: 1e-3}",)
+    assert stage(load, "", "default", *stable, f"stages.decay.optimizer.lr={rate}").optimizer.lr == float(rate)
+
+
 def test_rest_is_what_the_total_leaves_in_every_arm(load: Load) -> None:
     stages = """
 total: ~1M
