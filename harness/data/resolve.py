@@ -99,7 +99,7 @@ def _beyond(store: Path) -> dict[str, int]:
 
 
 def _long_enough(source: Source, tokenizer: Tokenizer) -> Documents:
-    """The documents of a source that have `min_length` tokens (without end-of-text), whatever the context of an arm.
+    """The documents of a source whose text has `min_length` tokens, whatever the context of an arm.
 
     They are tokenized once to be counted and once more to be stored.
     """
@@ -110,7 +110,7 @@ def _long_enough(source: Source, tokenizer: Tokenizer) -> Documents:
         waiting = iter(source.documents())
         while batch := list(islice(waiting, _BATCH)):
             for text, ids in zip(batch, tokenizer.encode(batch), strict=True):
-                if len(ids) > source.min_length:  # end-of-text is one of them
+                if len(ids) - tokenizer.added >= source.min_length:
                     yield text
 
     return documents

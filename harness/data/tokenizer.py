@@ -40,18 +40,26 @@ def silent(_: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """An opened tokenizer. Documents are encoded without special tokens and end with `eos`."""
+    """An opened tokenizer. Every document ends with `eos`, and begins with what the tokenizer itself puts in front of a
+    text: BOS for Llama 3, Gemma and Mistral, nothing for GPT-NeoX, SmolLM2, OLMo 2 and Qwen. Their models have seen no
+    document without it, and evaluation puts it there, too."""
 
     identity: str
     path: Path
     vocab_size: int
     eos: int
     backend: Any  # tokenizers.Tokenizer
+    begin: tuple[int, ...] = ()
+
+    @property
+    def added(self) -> int:
+        """Tokens of a document that are not of its text."""
+        return len(self.begin) + 1
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (int64) of each text, `eos` added at its end."""
+        """Token ids (int64) of each text, between `begin` and `eos`."""
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array([*encoding.ids, self.eos], dtype=np.int64) for encoding in encoded]
+        return [np.array([*self.begin, *encoding.ids, self.eos], dtype=np.int64) for encoding in encoded]
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
@@ -67,7 +75,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
     if eos is None:
         raise UserError(f"the tokenizer in {path} has no end-of-text token (`eos_token`), which documents end with")
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(identity_of(path), path, vocab_size, eos, backend)
+    return Tokenizer(identity_of(path), path, vocab_size, eos, backend, put_in_front(read_json(path / TOKENIZER_FILE)))
 
 
 def special_tokens(path: Path) -> dict[str, str]:
@@ -78,11 +86,28 @@ def special_tokens(path: Path) -> dict[str, str]:
 
 
 def identity_of(path: Path) -> str:
-    """SHA-256 of what decides tokens: tokenizer.json without truncation and padding, and the special tokens."""
+    """SHA-256 of what decides tokens: tokenizer.json without truncation and padding, the special tokens, and that what
+    the tokenizer puts in front of a text stands in front of documents."""
     definition = read_json(path / TOKENIZER_FILE)
     for execution in ("truncation", "padding"):
         definition.pop(execution, None)
-    return digest({"tokenizer": definition, "special": special_tokens(path)})
+    in_front = {"in_front": list(ids)} if (ids := put_in_front(definition)) else {}
+    return digest({"tokenizer": definition, "special": special_tokens(path), **in_front})
+
+
+def put_in_front(definition: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that a tokenizer puts in front of a single text by itself, from its tokenizer.json."""
+    processor = definition.get("post_processor") or {}
+    ids: list[int] = []
+    for step in processor.get("processors", [processor]):
+        if step.get("type") == "TemplateProcessing":
+            for part in step["single"]:
+                if "SpecialToken" not in part:
+                    break
+                ids += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+        elif "cls" in step:  # BERT's and RoBERTa's
+            ids.append(step["cls"][1])
+    return tuple(ids)
 
 
 def resolve_tokenizer(
@@ -262,10 +287,16 @@ _PROBE = (
 
 
 def _check_agreement(plain: Any, opened: Tokenizer, name: str) -> None:
-    """Training and evaluation must see the same tokens: the saved form against what transformers does."""
+    """Training and evaluation must see the same tokens: the saved form against what transformers does, of the text and
+    of what stands in front of it."""
     ours = [ids[:-1].tolist() for ids in opened.encode(_PROBE)]
     theirs = [plain(text, add_special_tokens=False)["input_ids"] for text in _PROBE]
-    if ours != theirs:
+    whole = [plain(text)["input_ids"] for text in _PROBE]
+    same = all(
+        mine == [*opened.begin, *ids] == all_ids[: len(mine)]
+        for mine, ids, all_ids in zip(ours, theirs, whole, strict=True)
+    )
+    if not same:
         raise UserError(
             f"the tokenizer of `{name}` gives other tokens through its tokenizer.json than through transformers, "
             "so training and evaluation would not see the same text; save it as a fast tokenizer first"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 
 from harness.data import TokenSource, open_tokenizer, resolve_sources, resolve_tokenizer
 from harness.data.documents import split, summarise
+from harness.data.resolve import _long_enough
 from harness.data.sources import declared_source
 from harness.data.token_store import build_token_store, is_complete
 from harness.store.layout import Folder
@@ -195,6 +197,17 @@ def test_a_view_holds_the_long_documents_and_its_pool_s_name(study: Any, tmp_pat
     study.sources["long"]["min_length"] = 10_000
     with pytest.raises(UserError, match="none of its documents has 10,000 tokens"):
         resolve(study, tmp_path / "results")
+
+
+def test_min_length_counts_the_tokens_of_the_text_alone(study: Any, tmp_path: Path) -> None:
+    tokenizer = open_tokenizer(Path(resolve_tokenizer(study)["path"]))
+    (length,) = (len(ids) - 1 for ids in tokenizer.encode([TEXTS[0]]))
+    source = declared_source("web", {**study.sources["web"], "min_length": length}, tmp_path)
+    longer = replace(source, min_length=length + 1)
+    for begin in ((), (5,)):
+        opened = replace(tokenizer, begin=begin)
+        assert TEXTS[0] in _long_enough(source, opened)()
+        assert TEXTS[0] not in _long_enough(longer, opened)()
 
 
 def test_the_manifest_says_how_much_of_a_source_lies_beyond_each_length(study: Any, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from harness.data import open_tokenizer, resolve_tokenizer
 from harness.data.bpe import END, train_bpe
-from harness.data.tokenizer import identity_of
+from harness.data.tokenizer import identity_of, special_tokens
+from harness.plan.canonical import digest
 from harness.study.errors import UserError
 
 VOCAB = 400
@@ -114,6 +115,57 @@ def test_identity_is_blind_to_where_it_lies_and_to_cut_offs_and_sees_the_special
     assert len(open_tokenizer(copy).encode(["a long text that is not cut off"])[0]) > 5
     (copy / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "a"}))
     assert identity_of(copy) != path.name
+
+
+def with_bos(folder: Path, template: str) -> Path:
+    """A tokenizer as that of Llama 3 (`chained`) or Gemma, which puts BOS in front of a text by itself."""
+    train_bpe(folder, 280, ["some text to train on, " * 30 + "and more of it, with other words in it too"])
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    bos = len(definition["model"]["vocab"])
+    special = {"id": bos, "content": "<s>", "single_word": False, "lstrip": False, "rstrip": False}
+    definition["added_tokens"].append({**special, "normalized": False, "special": True})
+    first, text = ({"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}})
+    tokens = {"<s>": {"id": "<s>", "ids": [bos], "tokens": ["<s>"]}}
+    processor = {"type": "TemplateProcessing", "single": [first, text], "pair": [first, text], "special_tokens": tokens}
+    if template == "chained":
+        plain = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+        processor = {"type": "Sequence", "processors": [plain, processor]}
+    (folder / "tokenizer.json").write_text(json.dumps({**definition, "post_processor": processor}))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": "<s>"}))
+    return folder
+
+
+def of_files_alone(folder: Path) -> str:
+    """What a tokenizer was called before documents began with what it puts in front of a text."""
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition = {name: value for name, value in definition.items() if name not in ("truncation", "padding")}
+    return digest({"tokenizer": definition, "special": special_tokens(folder)})
+
+
+@pytest.mark.parametrize("template", ["alone", "chained"])
+def test_a_document_begins_with_the_bos_that_its_tokenizer_puts_in_front_of_a_text(
+    cache: Path, tmp_path: Path, template: str
+) -> None:
+    """Evaluation encodes a text with the tokenizer's own special tokens: training must begin documents alike."""
+    (tmp_path / "own").mkdir()
+    with_bos(tmp_path / "own", template)
+    manifest = resolve_tokenizer(study(tmp_path, {"path": "own"}))
+    ours, plain = open_tokenizer(Path(manifest["path"])), AutoTokenizer.from_pretrained(manifest["path"])
+    assert plain.bos_token == "<s>" and plain.bos_token_id != plain.eos_token_id
+    for text, ids in zip(HARD, ours.encode(HARD), strict=True):
+        assert ids.tolist() == [*plain(text)["input_ids"], plain.eos_token_id]
+        assert ids[0] == plain.bos_token_id
+        assert len(ids) - ours.added == len(plain(text, add_special_tokens=False)["input_ids"])
+    assert manifest["identity"] != of_files_alone(Path(manifest["path"])), (
+        "states that were trained on documents without it have another name"
+    )
+
+
+def test_a_tokenizer_that_puts_nothing_in_front_keeps_its_name(cache: Path, tmp_path: Path) -> None:
+    path = Path(resolve_tokenizer(study(tmp_path, BPE))["path"])
+    assert identity_of(path) == of_files_alone(path)
+    assert open_tokenizer(path).begin == ()
 
 
 def test_a_vocabulary_that_cannot_be_is_refused(tmp_path: Path) -> None:
