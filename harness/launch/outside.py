@@ -210,7 +210,7 @@ class _Evaluation:
         of_study = (self.prepared.resolved.base or {}).get("tokenizer")
         tokenizer = tokenizer_of(asked.model if on_the_hub else str(location), asked.revision, of_study)
         base = Base(model=declared, tokenizer={"of": "model"}, optimizer="cold", lr=None, tokens_seen=None)
-        return describe_base(base, Path.cwd(), tokenizer, self.known, OPTION)
+        return describe_base(base, Path.cwd(), tokenizer, self.known, OPTION, trained=False)
 
     def _tasks(self, settings: EvalSettings) -> tuple[list[EvalTask], list[EvalTask]]:
         """The study's tasks and those of further suites. Continuations are the arms' own, and left out."""

@@ -164,8 +164,23 @@ def causal(
 
     query [rows, heads, length, d], key and value [rows, key-value heads, length, d] → [rows, length, heads, d].
     """
+    _check_plain(module, others)
     attended = _attend(query, key, value, scaling)
     return attended.transpose(1, 2).contiguous(), None
+
+
+# What families hand to an attention function beside queries, keys and values, and plain attention would leave out.
+_CHANGES_SCORES = ("position_bias", "s_aux", "softcap", "sliding_window")
+
+
+def _check_plain(module: nn.Module, others: Mapping[str, Any]) -> None:
+    """Raise UserError for attention with biases, sinks, capped scores or a window."""
+    asked = [name for name in _CHANGES_SCORES if others.get(name) is not None]
+    if asked:
+        raise UserError(
+            f"{type(module).__name__} wants attention with `{asked[0]}`, which rows of this length and this device "
+            "cannot be given; use shorter rows, `documents: joined` or another model."
+        )
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -196,6 +211,7 @@ def by_document(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """As `causal`, but inside each document: nothing between documents."""
+    _check_plain(module, others)
     rows = _Documents.now
     if len(rows) != query.shape[0] or any(documents[-1][1] != query.shape[2] for documents in rows):
         raise RuntimeError("attention was called for other rows than those whose documents are known")
@@ -223,7 +239,7 @@ def flex(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = (part.to(dtype) for part in (query, key, value))
     if attention_mask is None:
-        return causal(module, query, key, value, scaling=scaling)
+        return causal(module, query, key, value, scaling=scaling, **others)
     attend = ALL_ATTENTION_FUNCTIONS["flex_attention"]
     attended, scores = attend(module, query, key, value, attention_mask, scaling=scaling, **others)
     return attended, scores

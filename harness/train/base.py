@@ -23,6 +23,7 @@ from harness.study.treatment import Base
 from harness.train.checkpoint import OPTIMIZER
 from harness.train.model import (
     build_model,
+    check_dense,
     config_from_fields,
     config_like,
     load_config,
@@ -42,14 +43,15 @@ def describe_base(
     tokenizer: Mapping[str, Any],
     known: Mapping[str, Any] | None = None,
     where: str = "base.model",
+    trained: bool = True,
 ) -> dict[str, Any]:
     """The base's manifest (`manifests/base.json`), less the schema number; weights are hashed, not loaded.
 
     study_folder: where relative paths start. tokenizer: the manifest's entry, already resolved. known: an earlier
-    manifest; files whose size and time it has are not hashed again. where: what names the model, for messages. A base
-    whose optimizer is `carried` serves arms that start cold, too (`manifests.base_identity`). Raises UserError for a
-    model that cannot be found or read, a tokenizer with more tokens than the model, and a carried optimizer that is not
-    there.
+    manifest; files whose size and time it has are not hashed again. where: what names the model, for messages.
+    trained: whether it is to be trained, and not evaluated alone. A base whose optimizer is `carried` serves arms that
+    start cold, too (`manifests.base_identity`). Raises UserError for a model that cannot be found, read or trained, a
+    tokenizer with more tokens than the model, and a carried optimizer that is not there.
     """
     location = None if base.from_scratch else locate(base.model, study_folder, where)
     config = _scratch_config(base, tokenizer, study_folder) if location is None else load_config(location)
@@ -58,6 +60,8 @@ def describe_base(
             f"the tokenizer has {tokenizer['vocab_size']:,} tokens, the model's `vocab_size` is only "
             f"{config.vocab_size:,}; every token needs an embedding."
         )
+    if trained:
+        check_dense(config)
     files = _stamped(_like_files(base, study_folder) if location is None else _model_files(location, where), known)
     optimizer = _carried_optimizer(location) if base.optimizer == "carried" else None
     if optimizer is not None:

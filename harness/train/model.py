@@ -196,6 +196,21 @@ def shape_of(config: PretrainedConfig) -> Shape:
     return Shape(total, matmul, int(text.num_hidden_layers), int(text.hidden_size))
 
 
+def check_dense(config: PretrainedConfig) -> None:
+    """Raise UserError for a mixture of experts. What is trained here is the loss of the labels alone: none balances a
+    router, Muon takes matrices one by one and not stacked, and costs count every parameter for every token."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if any(
+        "experts" in type(module).__name__.lower() or name.endswith("experts") for name, module in model.named_modules()
+    ):
+        raise UserError(
+            f"this {config.model_type} model is a mixture of experts, which is not supported yet: its router would be "
+            "trained without the loss that balances it, and its FLOPs would be counted as if every token used every "
+            "expert. Expected a dense model. (`ablate eval --model` takes it as a reference.)"
+        )
+
+
 def _source(location: Path) -> dict[str, Any]:
     """How transformers is told of a folder or a `.gguf` file. Never a name that it could look up elsewhere."""
     if location.suffix == ".gguf":

@@ -45,27 +45,60 @@ def document_mask(position_ids: Tensor, device: torch.device | str, dtype: torch
 
 
 @torch.no_grad()
+def check_causal(model: nn.Module) -> None:
+    """Raise UserError unless a token's logits ignore what follows it: an encoder that stands among transformers' causal
+    models (BERT without `is_decoder`) would be trained to copy the token that it is to predict."""
+    device = next(model.parameters()).device
+    rows = torch.arange(8, device=device).repeat(2, 1) % model.config.vocab_size
+    rows[1, 7] = (rows[1, 7] + 1) % model.config.vocab_size
+    logits = model(input_ids=rows, use_cache=False).logits
+    if not torch.allclose(logits[0, :7], logits[1, :7], rtol=1e-5, atol=1e-6):
+        raise UserError(
+            f"this {model.config.model_type} model sees the tokens that it is to predict; expected a causal model "
+            "(some families need `is_decoder: true`)."
+        )
+
+
+@torch.no_grad()
 def check_isolation(model: nn.Module, arguments: Arguments | None = None) -> None:
-    """Raise UserError unless a token's logits ignore the document packed before its own.
+    """Raise UserError unless a packed document has the logits that it has alone, whatever stands before it.
 
     arguments: what a forward is given for rows of positions, where that is not a dense mask.
 
-    Two rows of two documents that differ in the first one are run through the model as training does it. An
-    architecture that mixes positions outside attention (a convolution, a recurrence) cannot keep documents apart.
+    Two rows of two documents that differ in the first one are run through the model as training does it, and the second
+    document by itself. An architecture that mixes positions outside attention (a convolution, a recurrence) cannot keep
+    documents apart; one that counts positions itself does not begin anew at a document.
     """
     config = model.config
     device = next(model.parameters()).device
-    rows = torch.arange(8).repeat(2, 1) % config.vocab_size
+    rows = torch.arange(8, device=device).repeat(2, 1) % config.vocab_size
     rows[1, :4] = (rows[1, :4] + 1) % config.vocab_size
-    positions = torch.arange(4).repeat(2, 2)
-    if arguments is None:
-        mask = document_mask(positions, device, torch.float32) if single_mask_serves(config) else None
-        given = {"position_ids": positions.to(device), "attention_mask": mask}
-    else:
-        given = arguments(positions.numpy(), device)
-    logits = model(input_ids=rows.to(device), use_cache=False, **given).logits
-    if not torch.allclose(logits[0, 4:], logits[1, 4:], rtol=1e-5, atol=1e-6):
-        raise UserError(
-            f"`context.documents: masked` cannot be kept by a {config.model_type} model: tokens of one document "
-            "change the logits of the next. Use `documents: joined`."
-        )
+    positions = np.tile(np.arange(4), (2, 2))
+
+    def logits(ids: Tensor, given: np.ndarray) -> Tensor:
+        kept = _dense(model, given, device) if arguments is None else arguments(given, device)
+        try:
+            found: Tensor = model(input_ids=ids, use_cache=False, **kept).logits
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise _not_masked(config, f"it does not take a mask of documents ({reason})") from None
+        return found
+
+    packed, alone = logits(rows, positions), logits(rows[:, 4:], positions[:, :4])
+    if not torch.allclose(packed[0, 4:], packed[1, 4:], rtol=1e-5, atol=1e-6):
+        raise _not_masked(config, "tokens of one document change the logits of the next")
+    # Other shapes may take other kernels: what differs is no rounding.
+    if (packed[:, 4:] - alone).abs().max() > 1e-3 * alone.abs().max():
+        raise _not_masked(config, "a document's logits depend on where it stands in its row")
+
+
+def _dense(model: nn.Module, position_ids: np.ndarray, device: torch.device) -> dict[str, Any]:
+    positions = torch.from_numpy(position_ids)
+    mask = document_mask(positions, device, torch.float32) if single_mask_serves(model.config) else None
+    return {"position_ids": positions.to(device), "attention_mask": mask}
+
+
+def _not_masked(config: PretrainedConfig, why: str) -> UserError:
+    return UserError(
+        f"`context.documents: masked` cannot be kept by a {config.model_type} model: {why}. Use `documents: joined`."
+    )

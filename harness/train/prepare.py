@@ -24,7 +24,7 @@ from harness.train.loop import Loop, forward_of, piece_at
 from harness.train.model import load_config
 from harness.train.numerics import Numerics
 from harness.train.optimizer import build_optimizer
-from harness.train.packing import check_isolation
+from harness.train.packing import check_causal, check_isolation
 from harness.train.ranks import Ranks
 from harness.train.restore import restore_average, restore_model, restore_optimizer
 from harness.train.rope import resolve_rope, set_context
@@ -56,6 +56,7 @@ def prepare(
     sources = _open_sources(folder, segment)
     loader = Loader(segment["pieces"], sources, load_cursor(start.path), start.tokens)
     model = restore_model(start.marker, _config(start, context, read_base(folder)))
+    check_causal(model)
     if context["documents"] == "masked":
         check_isolation(model)
     if numerics.kernels.fused_linear_cross_entropy != "torch":

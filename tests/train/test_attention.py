@@ -11,7 +11,16 @@ import torch
 from harness.data.loader import Loader
 from harness.study.errors import UserError
 from harness.train import attention
-from harness.train.attention import Attention, block_mask, boundaries, choose, document_of, restarts
+from harness.train.attention import (
+    Attention,
+    block_mask,
+    boundaries,
+    by_document,
+    causal,
+    choose,
+    document_of,
+    restarts,
+)
 from harness.train.feed import Feed
 from harness.train.packing import document_mask
 from tests.train import build
@@ -156,3 +165,11 @@ def test_a_rank_is_fed_its_rows_and_the_labels_of_all() -> None:
     fed = feed.next()
     assert fed.rows.input_ids.tolist() == whole.input_ids[2:].tolist() and len(fed.micro_batches(1)) == 2
     assert sum(fed.labels) == int((whole.labels != -100).sum())
+
+
+@pytest.mark.parametrize("function", [causal, by_document])
+@pytest.mark.parametrize("name", ["position_bias", "s_aux", "softcap", "sliding_window"])
+def test_what_a_family_adds_to_its_scores_is_never_left_out(function: Any, name: str) -> None:
+    part = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(UserError, match=f"wants attention with `{name}`"):
+        function(torch.nn.Linear(1, 1), part, part, part, **{name: 1.0})

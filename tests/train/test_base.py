@@ -108,11 +108,17 @@ def test_matmul_parameters_leave_out_the_look_up_and_count_the_head(tied: bool) 
         ({"model_type": "gpt2", "rope_theta": 1e5}, "`base.model.config.rope_theta` is no field of gpt2"),
         ({**LLAMA, "vocab_size": 32}, "only 32"),
         ({"model_type": "t5"}, "a t5 model is not a causal language model"),
+        ({**LLAMA, "model_type": "mixtral"}, "this mixtral model is a mixture of experts"),
     ],
 )
 def test_a_wrong_configuration_is_a_user_error(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         describe_base(_declared({"config": fields}), tmp_path, TOKENIZER)
+
+
+def test_a_mixture_of_experts_is_described_where_it_is_only_evaluated(tmp_path: Path) -> None:
+    declared = _declared({"config": {**LLAMA, "model_type": "mixtral", "vocab_size": TOKENIZER["vocab_size"]}})
+    assert describe_base(declared, tmp_path, TOKENIZER, trained=False)["config"]["model_type"] == "mixtral"
 
 
 def test_a_folder_is_named_by_its_files_and_they_are_hashed_once(

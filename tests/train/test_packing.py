@@ -8,7 +8,8 @@ import torch
 
 from harness.study.errors import UserError
 from harness.train.loss import token_losses
-from harness.train.packing import check_isolation, document_mask, single_mask_serves
+from harness.train.model import build_model, config_from_fields
+from harness.train.packing import check_causal, check_isolation, document_mask, single_mask_serves
 from tests.train import build
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt_neox", "gpt2", "olmo2"]
@@ -112,3 +113,37 @@ def test_an_architecture_that_mixes_documents_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"masked.*cannot be kept by a llama model"):
         check_isolation(Leaky())
+
+
+SMALL = {"vocab_size": build.VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def _of(model_type: str, **fields: object) -> torch.nn.Module:
+    return build_model(config_from_fields({"model_type": model_type, **SMALL, **fields}), 1)
+
+
+def test_a_model_that_sees_the_token_that_it_is_to_predict_is_refused() -> None:
+    with pytest.raises(UserError, match="this bert model sees the tokens that it is to predict"):
+        check_causal(_of("bert", intermediate_size=16))
+    check_causal(_of("bert", intermediate_size=16, is_decoder=True))
+    check_causal(build.model())
+
+
+def test_a_model_that_counts_positions_from_the_start_of_its_row_is_refused() -> None:
+    """Isolated, but not what the document would be alone: its learned positions go on from the document before it."""
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 16))}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    counting = build_model(
+        config_from_fields(
+            {"model_type": "blenderbot-small", "vocab_size": build.VOCABULARY, "d_model": 16, **sizes, **heads}
+        ),
+        1,
+    )
+    check_causal(counting)
+    with pytest.raises(UserError, match="a document's logits depend on where it stands in its row"):
+        check_isolation(counting)
+
+
+def test_a_model_that_takes_no_mask_of_documents_is_refused_in_a_paragraph() -> None:
+    with pytest.raises(UserError, match=r"cannot be kept by a falcon model: it does not take a mask of documents"):
+        check_isolation(_of("falcon", alibi=True))
