@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,14 @@ def resolve_sources(
 
     A manifest that is there is kept while the declaration, the tokenizer and the files' sizes and times are what they
     were and its token store is whole: then nothing is read. progress: called with lines for a person. Returns the
-    manifests by name. UserError for files that are missing or unreadable and for a source without training documents.
+    manifests by name. UserError for files that are missing or unreadable, for a source without training documents, and
+    for two that read the same documents and hold out different shares.
     """
     tokenizer: Tokenizer | None = None
     manifests: dict[str, dict[str, Any]] = {}
-    for name, source in declared_sources(study).items():
+    sources = declared_sources(study)
+    _check_one_split(list(sources.values()))
+    for name, source in sources.items():
         known = read_source(folder, name)
         if known is not None and _still_holds(known, source, base_manifest["tokenizer"]["identity"]):
             manifests[name] = known
@@ -46,6 +50,19 @@ def resolve_sources(
         write_source(folder, name, manifest)
         manifests[name] = read_source(folder, name) or manifest
     return manifests
+
+
+def _check_one_split(sources: Sequence[Source]) -> None:
+    """Raise UserError where a document would be held out of one source and trained on through another: both read it,
+    and hold out different shares. With equal shares its hash decides alike in both."""
+    for one, other in itertools.combinations(sources, 2):
+        if one.held_out != other.held_out and one.origins() & other.origins():
+            more, less = sorted((one, other), key=lambda source: -source.held_out)
+            raise UserError(
+                f"sources `{one.name}` and `{other.name}` read the same documents, and `held_out` is "
+                f"{float(more.held_out):g} for `{more.name}` and {float(less.held_out):g} for `{less.name}`: documents "
+                f"on which bpb.{more.name} is measured would be trained on through `{less.name}`. Expected one share."
+            )
 
 
 def resolve_source(source: Source, tokenizer: Tokenizer, progress: Progress = silent) -> dict[str, Any]:

@@ -87,6 +87,13 @@ class Source:
         """Names the documents that it is a view of: sources that differ in `min_length` alone share their documents."""
         return digest({**self.declared, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"})
 
+    def origins(self) -> set[str]:
+        """Where its documents come from: files, the data set's split, or the generator (less of it is a beginning of
+        more). Sources without a common one share no document, as far as declarations say."""
+        if "files" in self.declared:
+            return {str(path) for path in self.paths()}
+        return {digest({key: value for key, value in self.declared.items() if key not in ("documents", "text")})}
+
     def stamp(self) -> dict[str, Any]:
         """What can be seen without reading: as long as it is the same, so are the documents."""
         declared = self.whole_declaration

@@ -199,6 +199,33 @@ def test_a_view_holds_the_long_documents_and_its_pool_s_name(study: Any, tmp_pat
         resolve(study, tmp_path / "results")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"files": ["web.jsonl"]}, {"files": ["*.jsonl"], "min_length": 20}),
+        (
+            {"builtin": "arithmetic", "documents": 200, "seed": 3},
+            {"builtin": "arithmetic", "documents": 100, "seed": 3},
+        ),
+    ],
+)
+def test_what_one_source_holds_out_is_not_trained_on_through_another(
+    study: Any, tmp_path: Path, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    study.sources |= {"one": {**one, "held_out": 0.2}, "other": {**other, "held_out": 0.1}}
+    del study.sources["web"]
+    with pytest.raises(UserError, match=r"`one` and `other` read the same documents.*bpb\.one .*through `other`"):
+        resolve(study, tmp_path / "results")
+    study.sources["other"]["held_out"] = 0.2
+    found = resolve(study, tmp_path / "results")
+    trained = set()
+    for name in ("one", "other"):
+        documents = declared_source(name, study.sources[name], tmp_path).documents()
+        trained |= {text for text, _, held_out in split(documents, Fraction(1, 5)) if not held_out}
+    kept = {text for name in ("one", "other") for text in held_out_texts(found[name]["tokens"])}
+    assert kept and not kept & trained
+
+
 def test_min_length_counts_the_tokens_of_the_text_alone(study: Any, tmp_path: Path) -> None:
     tokenizer = open_tokenizer(Path(resolve_tokenizer(study)["path"]))
     (length,) = (len(ids) - 1 for ids in tokenizer.encode([TEXTS[0]]))
