@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from harness.launch.run import ExecutorName, Options
 from harness.launch.status import read_plan
 from harness.plan import curves
 from harness.store.layout import Folder
+from harness.store.places import remembered
 from harness.study.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def recorded_options(root: Path) -> Options:
     asked = plan.get("asked")
     if not isinstance(asked, dict):
         raise UserError(f"{root / 'plan.json'} does not say which study it belongs to; `ablate run` writes it anew.")
-    study = Path(os.path.normpath(root / asked["file"]))
+    study = remembered(root, asked["file"])
     if not study.is_file():
         raise UserError(
             f"the study of {root} was {study}, which is not there any more; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from harness.launch.resolve import evaluation_settings
 from harness.plan.canonical import digest
 from harness.store import plans, runs, states
 from harness.store.atomic import write_bytes
+from harness.store.places import from_folder
 from harness.track.settings import declared
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def write_plan(prepared: Prepared, options: Options) -> None:
     """
     folder = prepared.folder
     asked = {
-        "file": os.path.relpath(options.study, folder.root),
+        "file": from_folder(folder.root, options.study),
         "set": list(options.overrides),
         "suites": list(options.suites),
         "resolved": digest(prepared.study.resolved),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from harness.plan.canonical import digest
 from harness.store import attempts, checkpoints, evaluations, manifests, models, states
 from harness.store.layout import Folder
 from harness.store.markers import MARKER, Damaged, read_marked, verify_files
+from harness.store.places import remembered
 from harness.store.runs import states_behind
 from harness.study.errors import UserError
 
@@ -246,7 +246,7 @@ def alone(folder: Folder, run: str, quiet: bool) -> list[Point]:
 def bring_origin(folder: Folder, note: Callable[[str], None]) -> None:
     """Make the token stores of a folder that was copied here, where its study file is still found."""
     asked = read_plan(folder).get("asked") or {}
-    path = Path(os.path.normpath(folder.root / str(asked.get("file", ""))))
+    path = remembered(folder.root, str(asked.get("file", "")))
     if path.is_file():
         study = prepare.load(path, asked["set"])
         if lacks_origin(known(study, folder)):

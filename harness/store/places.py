@@ -1,7 +1,9 @@
-"""Places that people name: home folders (`~`, `~ada`) at the beginning of a path, and files where folders should be."""
+"""Places that people name: home folders (`~`, `~ada`) at the beginning of a path, files where folders should be, and
+files that a folder remembers."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from harness.study.errors import UserError
@@ -26,3 +28,17 @@ def check_folder_place(folder: Path) -> None:
         if place.is_file():
             where = "" if place == folder else f", so {folder} cannot lie below it"
             raise UserError(f"{place} is a file{where}; expected a folder, or a name that is not there yet.")
+
+
+def from_folder(folder: Path, file: Path) -> str:
+    """`file` as `folder` remembers it: relative to where the folder really lies. A folder that is reached through a
+    link (`results` on a scratch disk) has two names, and `..` after one of them is not what it is after the other."""
+    return os.path.relpath(file.absolute().parent.resolve() / file.name, folder.resolve())
+
+
+def remembered(folder: Path, relative: str) -> Path:
+    """The file that `from_folder` gave, which need not be there, by the shortest name that leads to it. Folders of
+    before remember it relative to the name by which they were reached."""
+    real = Path(os.path.normpath(folder.resolve() / relative))
+    named = Path(os.path.normpath(folder / relative))
+    return named if named.is_file() and (not real.is_file() or named.samefile(real)) else real

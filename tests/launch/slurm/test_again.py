@@ -95,3 +95,14 @@ def test_a_folder_of_before_that_names_fewer_things_is_read(scored: Path, slurm:
     write_json(folder.plan_json, plan)
     options = recorded_options(folder.root)
     assert (options.suites, options.yes, options.train) == ((), False, True)
+
+
+def test_the_last_job_finds_the_study_of_a_folder_behind_a_link(scored: Path, slurm: FakeSlurm, tmp_path: Path) -> None:
+    """Jobs are given the folder's real name, whatever link a person has used."""
+    real = tmp_path / "scratch" / "disk" / "tiny"
+    real.mkdir(parents=True)
+    (tmp_path / "results").symlink_to(real)
+    submit(scored)
+    slurm.lose_everything()
+    report = again(Folder(real), Silent(), last=True, perform=STUB)
+    assert report is not None and report.ticked is not None and report.ticked.submitted
