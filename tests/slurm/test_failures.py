@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.launch.slurm import client, people
+from harness.launch.slurm import people
 from harness.launch.status import status
 from harness.store import attempts, metrics, states, submissions
 from harness.store.atomic import read_json, write_json
 from harness.store.layout import Folder
 from tests.slurm.cluster import Cluster
 from tests.slurm.real import EVERY, SLOW, newest, pace, trunk, weights, write_real
-from tests.slurm.studies import behave, ends, finished, in_queue, is_done, starts, submit, words, write
+from tests.slurm.studies import behave, ends, finished, in_queue, is_done, queue, starts, submit, words, write
 
 EVAL = "eval: {at: [stable, end], max_length: 64, held_out: {window: 64, documents: 4}}\n"
 
@@ -119,7 +119,7 @@ def test_a_run_without_a_step_is_silent_though_its_job_runs(cluster: Cluster, tm
     write_json(folder.plan_json, {**plan, "silent_after": 2})  # a study can declare no less than a minute
     pace(folder, 8)
     cluster.wait_for(lambda: set(words(folder).values()) == {"silent"}, "silence", 30)
-    assert any(row.state == "RUNNING" for row in client.look().tasks.values())
+    assert any(row.state == "RUNNING" for row in queue().tasks.values())
     pace(folder, 0)
     finished(cluster, 120)
     assert set(words(folder).values()) == {"done"}

@@ -13,7 +13,6 @@ import pytest
 from harness.launch import prepare, run
 from harness.launch.progress import Silent
 from harness.launch.run import Options
-from harness.launch.slurm import client
 from harness.store import attempts, submissions
 from harness.store.layout import Folder
 from tests.slurm.cluster import NODES, Cluster, children
@@ -29,7 +28,7 @@ from tests.slurm.real import (
     weights,
     write_real,
 )
-from tests.slurm.studies import finished, submit
+from tests.slurm.studies import finished, queue, submit
 
 PACE = 0.1
 
@@ -140,4 +139,4 @@ def test_time_limits_shorter_than_a_run_make_a_chain_of_jobs_that_finishes_it(
     assert lost_tokens(trunk(folder)) == [0], "told in time, it writes a checkpoint where it is"
     first = next(place for place in folder.all_submissions() if submissions.read_elements(place))
     assert any(line["kind"] == "requeue" for line in submissions.read_log(first, 0))
-    assert client.look().tasks
+    assert queue().tasks

@@ -21,7 +21,7 @@ from harness.store import atomic
 from harness.store.layout import Folder
 from harness.study.errors import UserError
 from tests.slurm.cluster import Cluster
-from tests.slurm.studies import ablate, finished, shim, starts, submit, words, write
+from tests.slurm.studies import ablate, finished, queue, shim, starts, submit, words, write
 
 
 class Points:
@@ -74,7 +74,7 @@ def killed(study: Path, fatal: int) -> bool:
 
 def queued(folder: Folder) -> tuple[Counter[str], int]:
     """How often each item of work is in the queue, and how many last jobs."""
-    live = seen.look(folder, client.look()).live
+    live = seen.look(folder, client.look(folder)).live
     items: Counter[str] = Counter()
     for one in live:
         for index in one.live if one.intent.kind == "work" else ():
@@ -96,11 +96,11 @@ def test_a_tick_that_is_killed_anywhere_is_made_good_by_the_next(cluster: Cluste
         items, closing = queued(Folder(root))
         assert set(items.values()) == {1} and closing == 1, f"killed at place {fatal}"
         assert len(items) == 1 + 2 + 6
-        names = [row.name for row in client.look().tasks.values() if row.active]
+        names = [row.name for row in queue().tasks.values() if row.active]
         ours = len(items) + 1
         assert len(names) <= ours, f"killed at place {fatal}: jobs that nobody knows of"
         cluster.command("scancel", "--full", "--user", os.environ.get("USER", "root"))
-        cluster.wait_for(lambda: not any(row.active for row in client.look().tasks.values()), "an empty queue")
+        cluster.wait_for(lambda: not any(row.active for row in queue().tasks.values()), "an empty queue")
         if not died:
             undisturbed = fatal
             break

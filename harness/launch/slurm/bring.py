@@ -42,7 +42,9 @@ def bring(study: Study, options: Options, listener: Silent, last: bool = False) 
     here = limits.check_cluster(study.spec.launch)
     if here is not None:
         listener.note(here)
-    environment_without_slurm()
+    ignored = environment_without_slurm()
+    for name, value in ignored.items():
+        listener.note(f"{name}={value} is not used: what is asked of Slurm stands in the study, under launch.slurm")
     folder = prepare.folder_of(study, options.folder)
     admit.check_folder(folder, options.share)
     trackers = tracking.targets_here(study, listener.note) if options.track else []
@@ -50,7 +52,7 @@ def bring(study: Study, options: Options, listener: Silent, last: bool = False) 
     if trackers and not stays:
         listener.note("trackers: the last job hands the runs on; `--wait` does so while they train")
     with locked(folder, stays, listener.note):
-        queue = client.look()
+        queue = client.look(folder)
         prepared = ready(study, folder, options, listener)
         with tracking.following(folder, trackers if stays else [], listener.note), Stop() as stop:
             return _rounds(prepared, queue, options, listener, stop)
@@ -58,25 +60,33 @@ def bring(study: Study, options: Options, listener: Silent, last: bool = False) 
 
 def _rounds(prepared: Prepared, queue: client.Queue, options: Options, listener: Silent, stop: Stop) -> Report:
     """Ticks until nothing is left in the queue, one without `--wait`."""
-    shown, pause = "", FIRST_POLL
-    while True:
-        ticked = tick(prepared, queue, options)
-        if ticked.submitted:
-            listener.note(submitted_line(ticked))
-        line = f"{_counts(ticked)}; {_done(prepared)} of {len(prepared.plan.runs)} runs done"
-        if options.wait and line != shown:
+    ticked = _round(prepared, queue, options, listener)
+    pause, said, problem = FIRST_POLL, "", ""
+    while options.wait and not ticked.quiet:
+        line = problem or f"{_counts(ticked)}; {_done(prepared)} of {len(prepared.plan.runs)} runs done"
+        if line != said:
             listener.note(line)
-            pause = FIRST_POLL
-        shown = line
-        if ticked.quiet or not options.wait:
-            return _report(prepared, ticked, options, listener)
+            pause, said = FIRST_POLL, line
         _sleep(pause, stop)
         if stop.signal is not None:
             listener.note("the jobs stay in the queue; `ablate cancel` takes them out")
             return _report(prepared, ticked, options, listener, stop.signal)
         pause = min(LONGEST_POLL, pause * 1.5)
-        queue = client.look()
-        prepared = prepare.again(prepared, options.share)
+        try:
+            queue = client.look(prepared.folder)
+            prepared = prepare.again(prepared, options.share)
+            ticked, problem = _round(prepared, queue, options, listener), ""
+        except client.Unreachable as error:  # a controller that is started again answers in a while
+            problem = f"waiting for Slurm: {error}"
+    return _report(prepared, ticked, options, listener)
+
+
+def _round(prepared: Prepared, queue: client.Queue, options: Options, listener: Silent) -> Ticked:
+    """A tick, and a line on what it has submitted."""
+    ticked = tick(prepared, queue, options)
+    if ticked.submitted:
+        listener.note(submitted_line(ticked))
+    return ticked
 
 
 def tick(prepared: Prepared, queue: client.Queue, options: Options) -> Ticked:

@@ -5,7 +5,6 @@ The commands are called with lists of arguments and never through a shell.
 
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from harness.store.layout import Folder
 from harness.study.errors import UserError
 
 SECONDS = 60.0  # a controller under load answers late
@@ -26,6 +26,8 @@ ACTIVE = frozenset(_ACTIVE.split())
 NEVER = "DependencyNeverSatisfied"
 
 
+# Defaults that people set for themselves: they would leave jobs out of a look, or out of what is cancelled.
+_DEFAULTS = ("SQUEUE_", "SCANCEL_", "SCONTROL_", "SACCT_", "SLURM_CLUSTERS")
 _RELEASED = ("Invalid job id", "already completing", "not held", "Job/step", "already finished")
 
 
@@ -49,7 +51,7 @@ class Row:
 
 
 class Queue:
-    """One look at the queue: every task of this user that Slurm still remembers."""
+    """One look at the queue: every task that Slurm still remembers, of whoever submitted for the folder."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.tasks = {(row.job, row.index): row for row in rows}
@@ -60,9 +62,10 @@ class Queue:
         return self._named.get(name)
 
 
-def look() -> Queue:
-    """Ask `squeue` once. Raises Unreachable."""
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}"]
+def look(folder: Folder) -> Queue:
+    """Ask `squeue` once for the jobs of this user and of all who have submitted for `folder`. Raises Unreachable."""
+    people = {os.getuid(), *(place.root.stat().st_uid for place in folder.all_submissions())}
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={','.join(map(str, sorted(people)))}"]
     return Queue(parse(_run([*command, "--format=%F|%K|%T|%r|%j"])))
 
 
@@ -145,9 +148,17 @@ def _indices(words: str) -> list[int]:
 
 
 def _run(command: Sequence[str], harmless: Sequence[str] = ()) -> str:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, check=False, env={**os.environ, "LC_ALL": "C"}
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
+            env={**ours, "LC_ALL": "C"},
+            start_new_session=True,  # Ctrl-C is for `ablate`, which would take an interrupted answer for a refusal
         )
     except FileNotFoundError:
         raise Unreachable(

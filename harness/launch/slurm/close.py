@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from harness.launch.progress import Silent
+from harness.launch.slurm.client import Unreachable
 from harness.launch.slurm.job import check_code
 from harness.launch.slurm.task import task_of
 from harness.launch.worker import PERFORM
 from harness.store import processes, submissions
 from harness.store.layout import Folder, SubmissionFolder
 from harness.study.errors import UserError
+
+TRIES, PAUSE_SECONDS = 20, 30.0  # for Slurm to answer: nobody comes after this job
 
 
 class Printed(Silent):
@@ -31,14 +35,22 @@ def close(folder: Folder, perform: str = PERFORM) -> int:
     from analysis.report import build
     from harness.launch.slurm.again import again
 
-    done = again(folder, Printed(), last=True, perform=perform)
+    for left in reversed(range(TRIES)):
+        try:
+            done = again(folder, Printed(), last=True, perform=perform)
+            break
+        except Unreachable as error:
+            if not left:
+                build(folder.root)
+                raise
+            print(f"waiting for Slurm: {error}", flush=True)
+            time.sleep(PAUSE_SECONDS)
     if done is None or done.report is None:
         build(folder.root)
     return 0 if done is None else done.ended.exit_code
 
 
 def main(arguments: Sequence[str]) -> int:
-
     submission = SubmissionFolder(arguments[0])
     intent = submissions.read_intent(submission)
     if intent is None or submissions.is_void(submission):

@@ -46,7 +46,7 @@ def cancel(folder: Folder, runs: Sequence[str]) -> Cancelled:
     touched = _items(plan, chosen)
     asked.write(folder, "cancel", own)
     words, kept = [], 0
-    for one in seen.look(folder, client.look()).live:
+    for one in seen.look(folder, client.look(folder)).live:
         if one.intent.kind == "close":
             continue
         for index in one.live:
@@ -84,7 +84,7 @@ def _failed(folder: Folder, kind: str) -> set[str]:
         except Damaged:
             return False
 
-    tries = seen.tries(seen.look(folder, client.look()), folder, there)
+    tries = seen.tries(seen.look(folder, client.look(folder)), folder, there)
     found = {item for item, ends in tries.items() if ends[-1].kind == kind}
     return found | (asked.cancelled(folder) if kind == "cancelled" else set())
 

@@ -82,7 +82,7 @@ def standings(folder: Folder, plan: Mapping[str, Any]) -> Standings | None:
     if not folder.all_submissions():
         return None
     try:
-        found = seen.look(folder, client.look())
+        found = seen.look(folder, client.look(folder))
     except UserError as error:
         return Standings(folder, {}, {}, set(), {}, str(error))
     groups = {

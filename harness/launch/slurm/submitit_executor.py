@@ -7,7 +7,10 @@ the submission's folder, written before. So nothing is pickled, and the file can
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -46,8 +49,17 @@ class Submitter(SlurmExecutor):
     def submit_module(self, module: str, arguments: list[str]) -> str:
         """Call sbatch. Returns Slurm's id of the job. Raises one of `REFUSED`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        job = self._submit_command(self._command(module, arguments))
+        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says is in the exception, too
+            job = self._submit_command(self._command(module, arguments))
         return str(job.job_id)
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string: bytes | str) -> str:
+        """Submitit takes the first `job 12` of all that was printed; a site's sbatch may print more than Slurm's own
+        line, and what it says of other jobs must not be taken for ours."""
+        said = string if isinstance(string, str) else string.decode(errors="replace")
+        own = re.findall(r"^Submitted batch job (\d+)", said, re.MULTILINE)
+        return own[-1] if own else str(SlurmExecutor._get_job_id_from_submission_command(said))
 
     def _command(self, module: str, arguments: list[str]) -> str:
         # -P: the folder in which somebody calls `ablate` is not searched for modules, it may hold other code.
@@ -80,8 +92,12 @@ def clients_missing() -> list[str]:
     return [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]
 
 
-def environment_without_slurm() -> None:
-    """Forget the job that this process runs in: sbatch would take options from it (SBATCH_*, SLURM_*)."""
-    for name in list(os.environ):
-        if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF":
-            del os.environ[name]
+def environment_without_slurm() -> dict[str, str]:
+    """Forget the job that this process runs in: sbatch would take options from it (SLURM_*, SRUN_*). Options that a
+    person has set for sbatch (SBATCH_*) would win over the study's; they are forgotten, too, and returned."""
+    forgotten = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF"
+    }
+    return {name: value for name, value in forgotten.items() if name.startswith("SBATCH_")}

@@ -13,6 +13,7 @@ from harness.launch.run import Options, Report
 from harness.launch.slurm import bring, client
 from harness.launch.slurm.client import Queue, Row
 from harness.launch.slurm.submit import Submitter
+from harness.store.layout import Folder
 from harness.store.submissions import Intent
 
 STUB = "stub_work:perform"
@@ -30,7 +31,7 @@ class FakeSlurm:
         self.jobs[str(len(self.intents))] = intent
         return str(len(self.intents))
 
-    def look(self) -> Queue:
+    def look(self, folder: Folder) -> Queue:
         return Queue(
             [
                 Row(job, index, intent.name, "PENDING", "Priority")
@@ -52,7 +53,7 @@ def fake_slurm(patch: pytest.MonkeyPatch) -> FakeSlurm:
     slurm = FakeSlurm()
     patch.setattr(Submitter, "_sbatch", lambda self, place, intent, array: slurm.sbatch(self, place, intent, array))
     patch.setattr(bring, "clients_missing", list)
-    patch.setattr(bring, "environment_without_slurm", lambda: None)
+    patch.setattr(bring, "environment_without_slurm", dict)
     patch.setattr(client, "look", slurm.look)
     patch.setattr(client, "cancel", slurm.cancel)
     patch.setattr(client, "release", lambda jobs: None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from harness.launch import run
 from harness.launch.plan_files import evaluation_options, recorded_options
 from harness.launch.progress import Silent
-from harness.launch.slurm import people
+from harness.launch.slurm import bring, client, close, people
 from harness.launch.slurm.again import again
 from harness.store.layout import Folder
 from tests.launch.slurm.fake import STUB, FakeSlurm, fake_slurm, submit
@@ -106,3 +109,47 @@ def test_the_last_job_finds_the_study_of_a_folder_behind_a_link(scored: Path, sl
     slurm.lose_everything()
     report = again(Folder(real), Silent(), last=True, perform=STUB)
     assert report is not None and report.ticked is not None and report.ticked.submitted
+
+
+def answers(slurm: FakeSlurm, patch: pytest.MonkeyPatch, silent: range, then: Callable[[], None]) -> list[int]:
+    """Have Slurm not answer the looks whose numbers are in `silent`; `then`: called before the look after those."""
+    looks: list[int] = []
+
+    def look(folder: Folder) -> client.Queue:
+        looks.append(len(looks))
+        if looks[-1] in silent:
+            raise client.Unreachable("`squeue` has not answered")
+        if looks[-1] == silent.stop:
+            then()
+        return slurm.look(folder)
+
+    patch.setattr(client, "look", look)
+    return looks
+
+
+def test_who_waits_outlasts_a_slurm_that_does_not_answer_for_a_while(
+    scored: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    listener = Silent()
+    monkeypatch.setattr(listener, "note", notes.append)
+    monkeypatch.setattr(bring, "FIRST_POLL", 0.0)
+    looks = answers(slurm, monkeypatch, range(1, 4), lambda: os.kill(os.getpid(), signal.SIGINT))
+    asked = run.Options(scored, scored.parent / "results", executor="slurm", wait=True, perform=STUB)
+    report = run.run(asked, listener)
+    assert len(looks) == 5 and report.ended.signal == signal.SIGINT
+    assert notes.count("waiting for Slurm: `squeue` has not answered") == 1
+
+
+def test_the_last_job_outlasts_a_slurm_that_does_not_answer_for_a_while(
+    scored: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(scored)
+    slurm.lose_everything()
+    folder = Folder(scored.parent / "results")
+    before = len(folder.all_submissions())
+    monkeypatch.setattr(close, "PAUSE_SECONDS", 0.0)
+    looks = answers(slurm, monkeypatch, range(3), lambda: None)
+    close.close(folder, STUB)
+    assert len(looks) == 4 and len(folder.all_submissions()) > before
+    assert (folder.report / "index.html").exists()
