@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -67,10 +68,14 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def _open_streams() -> None:
-    """Streams that were closed by the caller (`>&-`) lead nowhere; a file of ours must not get their numbers."""
+    """Streams that were closed by the caller (`>&-`) lead nowhere; a file of ours must not get their numbers. What the
+    terminal's encoding lacks, such as a minus in ASCII, is shown as an escape."""
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "w" if number else "r"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _mute() -> None:

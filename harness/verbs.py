@@ -182,12 +182,14 @@ def retry(options: argparse.Namespace) -> int:
 def gc(options: argparse.Namespace) -> int:
     from harness.launch.gc import collect, garbage
     from harness.launch.lock import locked
+    from harness.launch.status import read_plan
     from harness.store.layout import Folder
 
     folder = Folder(options.folder)
     if not options.yes:
         found = garbage(folder)
         return _json(found.to_json()) if options.json else _say(found.text())
+    read_plan(folder)  # before a folder is made to hold the lock of
     with locked(folder):
         found = garbage(folder)
         if not options.json:
@@ -421,8 +423,9 @@ def _json(value: Any, code: int = DONE) -> int:
 
     try:
         text = orjson.dumps(value).decode()
-    except TypeError:  # a sum beyond 64 bits
-        text = json.dumps(value, ensure_ascii=False)
+        text.encode(sys.stdout.encoding or "utf-8")
+    except (TypeError, UnicodeEncodeError):  # a sum beyond 64 bits; letters that stdout cannot show
+        text = json.dumps(value)
     sys.stdout.write(text + "\n")
     return code
 

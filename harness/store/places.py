@@ -23,7 +23,13 @@ def expanded(path: str | Path) -> Path:
 
 
 def check_folder_place(folder: Path) -> None:
-    """Raise UserError where a file stands in the place of `folder`, or of one above it."""
+    """Raise UserError where a file stands in the place of `folder`, or of one above it, and for a name that is no text:
+    weights could not be written there."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        shown = str(folder).encode(errors="backslashreplace").decode()
+        raise UserError(f"{shown} is no valid UTF-8; expected a folder with another name.") from None
     for place in (folder, *folder.absolute().parents):
         if place.is_file():
             where = "" if place == folder else f", so {folder} cannot lie below it"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run homeless.yaml -o out", "there is no user `nobody-at-all`"),
         ("plan tiny.yaml --set base.model=~nobody-at-all/x", ""),
         ("eval quickstart", "the study of quickstart was"),
+        ("gc nothing --yes", "nothing is not a results folder"),
+        ("run tiny.yaml -o 'not\udce9text'", "is no valid UTF-8"),
     ],
 )
 def test_no_call_ends_in_a_traceback(here: Path, call: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +52,19 @@ def test_no_call_ends_in_a_traceback(here: Path, call: str, said: str, capsys: p
     shown = capsys.readouterr().err
     assert said in shown and "Traceback" not in shown
     assert code == (2 if said else code)
+    assert not (here / "nothing").exists()
+
+
+def test_a_terminal_that_lacks_letters_shows_escapes_and_json_stays_json(here: Path) -> None:
+    (here / "müde").symlink_to("quickstart")
+    shown = [
+        subprocess.run(
+            [sys.executable, "-m", "harness.cli", *words],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout.decode("ascii")
+        for words in (["compare", "quickstart", "default", "constant"], ["status", "müde", "--json"])
+    ]
+    assert "\\u2212" in shown[0], "a minus"
+    assert json.loads(shown[1])["folder"] == "müde"

@@ -15,6 +15,7 @@ from harness.launch.record import settings
 from harness.launch.run import Report, build_report, ready, why_held
 from harness.launch.slurm import client, snapshot
 from harness.launch.slurm.resources import Resources
+from harness.launch.slurm.submit import check_place
 from harness.launch.slurm.submitit_executor import clients_missing, environment_without_slurm
 from harness.launch.slurm.tick import Tick, Ticked, items
 from harness.launch.stop import Stop
@@ -47,6 +48,7 @@ def bring(study: Study, options: Options, listener: Silent, last: bool = False) 
         listener.note(f"{name}={value} is not used: what is asked of Slurm stands in the study, under launch.slurm")
     folder = prepare.folder_of(study, options.folder)
     admit.check_folder(folder, options.share)
+    check_place(folder)
     trackers = tracking.targets_here(study, listener.note) if options.track else []
     stays = options.wait or last
     if trackers and not stays:

@@ -30,6 +30,17 @@ class Refused(UserError):
         self.limit = limit
 
 
+def check_place(folder: Folder) -> None:
+    """Raise UserError for a folder in which Slurm could not write what jobs print: they would die without a word."""
+    place = str(folder.root.resolve())
+    for letter, shown in (("%", "%"), ("\\", "\\"), ("\n", "a line break"), ("\r", "a line break")):
+        if letter in place:
+            raise UserError(
+                f"{place!r} holds {shown if len(shown) > 1 else f'`{shown}`'}, which Slurm takes for something else in "
+                "the names of its output files; choose another folder with -o."
+            )
+
+
 @dataclass
 class Submitter:
     """Submits for one study. settings: what every order carries. perform: the work function of its jobs."""

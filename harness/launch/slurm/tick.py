@@ -108,11 +108,19 @@ class Tick:
                 problem = error
         self._close()
         self._count()
-        if problem is not None and not problem.limit:
-            raise problem
-        if problem is not None and self.ticked.quiet:
-            raise problem
+        if problem is not None and (self.ticked.quiet or not problem.limit):
+            raise self._with_what_went_through(problem)
         return self.ticked
+
+    def _with_what_went_through(self, problem: Refused) -> Refused:
+        """A refusal that also says what Slurm had taken before it."""
+        jobs = ", ".join(str(one.job) for one in self.ticked.submitted)
+        said = (
+            f" What was submitted before it stays in the queue (job {jobs}); the next call adds the rest."
+            if jobs
+            else ""
+        )
+        return Refused(f"{str(problem).rstrip('.')}.{said}", problem.limit)
 
     def _count(self) -> None:
         rows = [row for one in self.seen.live if one.intent.kind == "work" for row in one.live.values()]

@@ -62,7 +62,7 @@ def fake_slurm(patch: pytest.MonkeyPatch) -> FakeSlurm:
     return slurm
 
 
-def submit(study: Path, **changes: Any) -> Report:
+def submit(study: Path, folder: Path | None = None, **changes: Any) -> Report:
     """`ablate run --executor slurm`."""
     options: dict[str, Any] = {"executor": "slurm", "perform": STUB, **changes}
-    return run.run(Options(study, study.parent / "results", **options), Silent())
+    return run.run(Options(study, folder or study.parent / "results", **options), Silent())

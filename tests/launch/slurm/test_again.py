@@ -15,7 +15,10 @@ from harness.launch.plan_files import evaluation_options, recorded_options
 from harness.launch.progress import Silent
 from harness.launch.slurm import bring, client, close, people
 from harness.launch.slurm.again import again
+from harness.launch.slurm.submit import Refused, Submitter
 from harness.store.layout import Folder
+from harness.store.submissions import Intent
+from harness.study.errors import UserError
 from tests.launch.slurm.fake import STUB, FakeSlurm, fake_slurm, submit
 
 
@@ -153,3 +156,29 @@ def test_the_last_job_outlasts_a_slurm_that_does_not_answer_for_a_while(
     close.close(folder, STUB)
     assert len(looks) == 4 and len(folder.all_submissions()) > before
     assert (folder.report / "index.html").exists()
+
+
+def test_a_folder_whose_name_slurm_would_read_otherwise_is_refused_before_anything_is_made(
+    scored: Path, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """`%u` in the name of an output file is the user: such jobs die before their first word, the last one, too."""
+    for name in ("half%math", "two\nlines", "back\\slash"):
+        with pytest.raises(UserError, match="which Slurm takes for something else"):
+            submit(scored, folder=tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_refusal_says_what_slurm_had_taken_before_it(
+    scored: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sbatch(submitter: Submitter, place: Path, intent: Intent, array: str | None) -> str:
+        if len(slurm.intents) == 1 and intent.kind == "work":
+            raise Refused("sbatch refused a submission: invalid partition", limit=False)
+        return slurm.sbatch(submitter, place, intent, array)
+
+    monkeypatch.setattr(Submitter, "_sbatch", sbatch)
+    with pytest.raises(
+        UserError, match=r"invalid partition\. What was submitted before it stays in the queue \(job 1\)"
+    ):
+        submit(scored)
+    assert slurm.intents[-1].kind == "close", "which brings the folder on when those have ended"
