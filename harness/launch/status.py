@@ -103,7 +103,7 @@ def look(folder: Folder) -> tuple[list[RunStatus], str | None]:
             state, detail = queue.of_run(run, found[at].state, found[at].detail)
             found[at] = replace(found[at], state=state, detail=detail)
     problem = None if queue is None else queue.problem
-    return [*found, *_orphans(folder, {run.name for run in found})], problem
+    return [*found, *(_orphan(run, queue) for run in orphans(folder, plan))], problem
 
 
 def _standings(folder: Folder, plan: Mapping[str, Any], states: Collection[str]) -> Standings | None:
@@ -115,17 +115,20 @@ def _standings(folder: Folder, plan: Mapping[str, Any], states: Collection[str])
     return standings(folder, plan) if OPEN.union(AT_WORK) & set(states) else None
 
 
-def _orphans(folder: Folder, planned: Collection[str]) -> list[RunStatus]:
-    """Runs that the study had once; nothing of theirs was deleted."""
+def orphans(folder: Folder, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Runs that the study had once, in name order; nothing of theirs was deleted."""
+    planned = {run["name"] for run in plan["runs"]}
     names = sorted(f"{path.parent.parent.name}/{path.parent.name}" for path in folder.runs.glob("*/*/run.json"))
-    found = []
-    for name in names:
-        run = None if name in planned else runs.read_run(folder, *name.split("/"))
-        if run is not None:
-            of = run["points"][-1]["tokens"] if run["points"] else 0
-            detail = "not in the study any more"
-            found.append(RunStatus(name, "orphan", detail, 0, of, None, None, None, None, 0, None))
-    return found
+    found = [runs.read_run(folder, *name.split("/")) for name in names if name not in planned]
+    return [run for run in found if run is not None]
+
+
+def _orphan(run: Mapping[str, Any], queue: Standings | None) -> RunStatus:
+    """queue: what Slurm says, where it was asked: jobs of theirs that nobody has taken out go on."""
+    of = run["points"][-1]["tokens"] if run["points"] else 0
+    job = None if queue is None else queue.job_of(run)
+    detail = "not in the study any more" + (f"; job {job} goes on" if job is not None else "")
+    return RunStatus(run["name"], "orphan", detail, 0, of, None, None, None, None, 0, None)
 
 
 def _run(

@@ -5,6 +5,7 @@ The same plan, records, checks and report as with every other executor; only who
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from harness.launch.progress import Silent
     from harness.launch.run import Options
     from harness.launch.slurm.decide import Held
+    from harness.store.layout import Folder
     from harness.study import Study
 
 FIRST_POLL, LONGEST_POLL = 2.0, 30.0  # seconds between two looks at the queue while `--wait` stays
@@ -63,6 +65,8 @@ def bring(study: Study, options: Options, listener: Silent, last: bool = False) 
 def _rounds(prepared: Prepared, queue: client.Queue, options: Options, listener: Silent, stop: Stop) -> Report:
     """Ticks until nothing is left in the queue, one without `--wait`."""
     ticked = _round(prepared, queue, options, listener)
+    if ticked.beside:
+        listener.note(beside_line(ticked.beside, prepared.folder))
     pause, said, problem = FIRST_POLL, "", ""
     while options.wait and not ticked.quiet:
         line = problem or f"{_counts(ticked)}; {_done(prepared)} of {len(prepared.plan.runs)} runs done"
@@ -141,6 +145,16 @@ def submitted_line(ticked: Ticked) -> str:
         f"submitted {_many(ticked.items, 'item')} of work as {_many(tasks, 'task')} in {calls} of sbatch "
         f"(job {jobs}{more}), and a last one for the report"
     )
+
+
+def beside_line(beside: Mapping[str, bool], folder: Folder) -> str:
+    """What is in the queue and not in the study any more, and how to take it out."""
+    alone = [word for word, needed in beside.items() if not needed]
+    both = [word for word, needed in beside.items() if needed]
+    how = [f"`scancel {' '.join(alone)}` takes it out"] if alone else []
+    how += [f"{', '.join(both)} {'do' if len(both) > 1 else 'does'} it after what is needed"] if both else []
+    everything = f"`ablate cancel {shlex.quote(str(folder.root))}` takes out all jobs"
+    return f"the queue goes on with work that the study does not ask for any more: {'; '.join([*how, everything])}"
 
 
 def _many(count: int, noun: str) -> str:

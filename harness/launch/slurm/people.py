@@ -4,18 +4,17 @@ Slurm; the next tick, whoever runs it, acts on it. So they need not hold the fol
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.launch.slurm import asked, breaker, classes, client, seen
-from harness.launch.status import read_plan
+from harness.launch.slurm.seen import items_of
+from harness.launch.status import orphans, read_plan
 from harness.store import states
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.study.errors import UserError, nearest
-
-KINDS = ("base", "train", "merge", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,20 @@ class Cancelled:
 
 
 def cancel(folder: Folder, runs: Sequence[str]) -> Cancelled:
-    """Take runs (all without any) out of Slurm. Raises UserError."""
+    """Take runs out of Slurm; without any, all jobs, also those of what the study does not ask for any more. Raises
+    UserError, having asked for nothing, when Slurm does not answer."""
     plan = _submitted(folder)
-    chosen = _chosen(plan, runs)
-    own = _items(plan, chosen) - _items(plan, [run for run in plan["runs"] if run not in chosen])
-    touched = _items(plan, chosen)
+    chosen = _chosen(folder, plan, runs)
+    touched = items_of(chosen)
+    own = touched - items_of([run for run in plan["runs"] if run not in chosen])
+    live = [one for one in seen.look(folder, client.look(folder)).live if one.intent.kind == "work"]
+    if not runs:
+        touched = own = own.union(*(one.elements[index].ids for one in live for index in one.live))
     asked.write(folder, "cancel", own)
-    words, kept = [], 0
-    for one in seen.look(folder, client.look(folder)).live:
-        if one.intent.kind == "close":
-            continue
-        for index in one.live:
-            ids = set(one.elements[index].ids)
-            if ids <= own:
-                words.append(one.word(index))
-            elif ids & touched:
-                kept += 1
+    tasks = [(one.word(index), set(one.elements[index].ids)) for one in live for index in one.live]
+    words = [word for word, ids in tasks if ids <= own]
     client.cancel(words)
+    kept = sum(bool(ids & touched) for _, ids in tasks if not ids <= own)
     return Cancelled(str(folder.root), len(chosen), len(words), kept)
 
 
@@ -67,7 +63,7 @@ def retry(folder: Folder, runs: Sequence[str], kind: str | None) -> int:
         raise UserError(
             f"`{kind}` is no class of failure; {nearest(kind, classes.POLICY)}: {', '.join(classes.POLICY)}"
         )
-    wanted = _items(plan, _chosen(plan, runs))
+    wanted = items_of(_chosen(folder, plan, runs))
     if kind is not None:
         wanted &= _failed(folder, kind)
     asked.write(folder, "retry", wanted)
@@ -99,23 +95,16 @@ def _submitted(folder: Folder) -> Mapping[str, Any]:
     return plan
 
 
-def _chosen(plan: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Runs by their names, or by those of their arms; all without any."""
+def _chosen(folder: Folder, plan: Mapping[str, Any], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Runs by their names, or by those of their arms; all of the study without any. What the study had once can be
+    named, too."""
     arms = {arm["name"]: arm["same_as"] or arm["name"] for arm in plan["arms"]}
-    found = []
+    there: list[Mapping[str, Any]] = [*plan["runs"], *(orphans(folder, plan) if names else ())]
+    found: list[Mapping[str, Any]] = []
     for name in names:
-        own = [run for run in plan["runs"] if run["name"] == name or run["arm"] == arms.get(name)]
+        own = [run for run in there if run["name"] == name or run["arm"] == arms.get(name, name)]
         if not own:
-            known = [*(run["name"] for run in plan["runs"]), *arms]
+            known = [*(run["name"] for run in there), *arms]
             raise UserError(f"there is no run `{name}`; {nearest(name, known)}")
         found += [run for run in own if run not in found]
     return found if names else list(plan["runs"])
-
-
-def _items(plan: Mapping[str, Any], runs: Collection[Mapping[str, Any]]) -> set[str]:
-    """Ids of all that may be done for runs."""
-    found = set()
-    for run in runs:
-        for state in {run["base"], *run["path"], *(point["segment"] or run["base"] for point in run["points"])}:
-            found |= {f"{kind}:{state}" for kind in KINDS}
-    return found

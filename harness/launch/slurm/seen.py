@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from harness.launch.slurm import asked, canary, classes, client
 from harness.launch.slurm.classes import End
@@ -13,6 +14,7 @@ from harness.store import submissions
 from harness.store.layout import Folder, SubmissionFolder
 from harness.store.submissions import Element, Gone, Intent
 
+KINDS = ("base", "train", "merge", "evaluate")
 NOT_ACCEPTED = "sbatch was never answered, and Slurm knows no job of its name"
 
 
@@ -53,6 +55,19 @@ class Seen:
             for index in submission.live if submission.intent.kind == "work" else ():
                 for item in submission.elements[index].ids:
                     found[item] = (submission, index)
+        return found
+
+    def beside(self, needed: Collection[str], known: Collection[str]) -> dict[str, bool]:
+        """Tasks in the queue that do what is not `known` to the study any more, in scancel's words (an array of which
+        all do by its id alone); and whether they do what is `needed`, too."""
+        found: dict[str, bool] = {}
+        for one in self.live:
+            ids = {index: set(one.elements[index].ids) for index in one.live if one.intent.kind == "work"}
+            own = {index: bool(of_task & set(needed)) for index, of_task in ids.items() if of_task - set(known)}
+            if len(own) == len(one.live) and len(set(own.values())) == 1:
+                found[str(one.job)] = next(iter(own.values()))
+            else:
+                found |= {one.word(index): too for index, too in own.items()}
         return found
 
 
@@ -166,3 +181,12 @@ def canaries(seen: Seen, passed: Callable[[SubmissionFolder], bool]) -> tuple[se
             elif submission.live:
                 waiting[submission.intent.group] = submission.number
     return good, {group: number for group, number in waiting.items() if group not in good}
+
+
+def items_of(runs: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Ids of all that may be done for runs, as run.json has them."""
+    found = set()
+    for run in runs:
+        for state in {run["base"], *run["path"], *(point["segment"] or run["base"] for point in run["points"])}:
+            found |= {f"{kind}:{state}" for kind in KINDS}
+    return found

@@ -49,6 +49,12 @@ class Standings:
                 return said
         return state, detail
 
+    def job_of(self, run: Mapping[str, Any]) -> str | None:
+        """The first job in the queue that does what a run alone was for, None when there is none."""
+        ends = {f"{kind}:{run['path'][-1]}" for kind in seen.KINDS}
+        place = next((self.under_way[item] for item in ends if item in self.under_way), None)
+        return None if place is None else place[0].word(place[1])
+
     def _left(self, items: Sequence[str]) -> bool:
         """Whether what seems to train was a job's and its job does not run any more: it ended without a word on a
         machine that cannot be asked."""

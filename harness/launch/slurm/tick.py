@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 @dataclass
 class Ticked:
     """What a tick found and did. live: items in the queue that were there before. running, waiting: tasks in the queue
-    after it. refused: what sbatch said when it took no more. hours: GPU-hours spent, and left; basis: of the latter."""
+    after it. refused: what sbatch said when it took no more. beside: what the queue does that the study does not ask
+    for any more, as `Seen.beside` has it. hours: GPU-hours spent, and left; basis: of the latter."""
 
     submitted: list[Submission] = field(default_factory=list)
     items: int = 0
@@ -44,6 +45,7 @@ class Ticked:
     waiting: int = 0
     held: Mapping[str, Held] = field(default_factory=dict)
     refused: str | None = None
+    beside: Mapping[str, bool] = field(default_factory=dict)
     hours: tuple[float, float] = (0.0, 0.0)
     basis: str = ""
 
@@ -57,6 +59,7 @@ class Ticked:
             "items_live": self.live,
             "held": {item: {"kind": held.kind, "reason": held.reason} for item, held in self.held.items()},
             "refused": self.refused,
+            "not_asked_for": list(self.beside),
             "gpu_hours": {"spent": self.hours[0], "left": self.hours[1], "basis": self.basis},
         }
 
@@ -99,6 +102,7 @@ class Tick:
         self._budget(decision)
         under_way = self.seen.under_way()
         self.ticked.live = len(under_way)
+        self.ticked.beside = self._beside()
         self.ticked.held = decision.held
         problem: Refused | None = None
         if decision.ready:
@@ -121,6 +125,14 @@ class Tick:
             else ""
         )
         return Refused(f"{str(problem).rstrip('.')}.{said}", problem.limit)
+
+    def _beside(self) -> dict[str, bool]:
+        """What the queue does that the study does not ask for any more."""
+        needed = {item.id for item in self.items}
+        if self.seen.under_way().keys() <= needed:
+            return {}
+        plan = self.prepared.plan  # with what is done: the job that has done it may be on its way out
+        return self.seen.beside(needed, seen.items_of(plan.run_json(run) for run in plan.runs))
 
     def _count(self) -> None:
         rows = [row for one in self.seen.live if one.intent.kind == "work" for row in one.live.values()]

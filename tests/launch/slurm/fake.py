@@ -25,6 +25,7 @@ class FakeSlurm:
     def __init__(self) -> None:
         self.jobs: dict[str, Intent] = {}
         self.intents: list[Intent] = []
+        self.gone: dict[str, set[int]] = {}  # tasks that were cancelled, by job
 
     def sbatch(self, submitter: Submitter, place: Path, intent: Intent, array: str | None) -> str:
         self.intents.append(intent)
@@ -37,12 +38,17 @@ class FakeSlurm:
                 Row(job, index, intent.name, "PENDING", "Priority")
                 for job, intent in self.jobs.items()
                 for index in range(intent.count)
+                if index not in self.gone.get(job, ())
             ]
         )
 
     def cancel(self, words: list[str]) -> None:
         for word in words:
-            self.jobs.pop(word.partition("_")[0], None)
+            job, _, index = word.partition("_")
+            tasks = self.gone.setdefault(job, set())
+            tasks |= {int(index)} if index else set(range(self.jobs[job].count if job in self.jobs else 0))
+            if job in self.jobs and len(tasks) == self.jobs[job].count:
+                del self.jobs[job]
 
     def lose_everything(self) -> None:
         """Every job is gone and nobody knows how."""

@@ -16,6 +16,7 @@ from harness.launch.progress import Silent
 from harness.launch.slurm import bring, client, close, people
 from harness.launch.slurm.again import again
 from harness.launch.slurm.submit import Refused, Submitter
+from harness.launch.status import status
 from harness.store.layout import Folder
 from harness.store.submissions import Intent
 from harness.study.errors import UserError
@@ -182,3 +183,56 @@ def test_a_refusal_says_what_slurm_had_taken_before_it(
     ):
         submit(scored)
     assert slurm.intents[-1].kind == "close", "which brings the folder on when those have ended"
+
+
+def notes_of(study: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    """What a person is told by `ablate run --executor slurm`."""
+    notes: list[str] = []
+    listener = Silent()
+    patch.setattr(listener, "note", notes.append)
+    run.run(run.Options(study, study.parent / "results", executor="slurm", perform=STUB), listener)
+    return notes
+
+
+def test_jobs_of_what_the_study_does_not_ask_for_any_more_are_named_and_can_be_cancelled(
+    scored: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who changes a rate or takes an arm away and calls again believes that the old jobs are gone."""
+    text = scored.read_text()
+    folder = Folder(scored.parent / "results")
+    assert not any("any more" in note for note in notes_of(scored, monkeypatch))
+    before = set(slurm.jobs)
+    scored.write_text(text.replace("lr: 3.0e-3", "lr: 2.0e-3"))
+    (note,) = [note for note in notes_of(scored, monkeypatch) if "any more" in note]
+    assert "goes on with work that the study does not ask for any more" in note and "`scancel " in note
+    named = note.partition("`scancel ")[2].partition("`")[0].split()
+    assert {word.partition("_")[0] for word in named} <= before
+    assert people.cancel(folder, []).kept == 0
+    assert {intent.kind for intent in slurm.jobs.values()} == {"close"}, "all work is out of the queue"
+
+
+def test_a_run_that_the_study_has_no_more_is_shown_with_its_job_and_cancelled_by_its_name(
+    scored: Path, slurm: FakeSlurm
+) -> None:
+    folder = Folder(scored.parent / "results")
+    submit(scored)
+    scored.write_text(scored.read_text().replace("values: [0, 0.3]", "values: [0]"))
+    submit(scored)
+    orphan = next(run for run in status(folder) if run.name == "more=0.3/d1")
+    assert orphan.state == "orphan" and "goes on" in orphan.detail
+    people.cancel(folder, ["more=0.3"])
+    orphan = next(run for run in status(folder) if run.name == "more=0.3/d1")
+    assert "goes on" not in orphan.detail
+    with pytest.raises(UserError, match=r"no run `more=0\.3/d`; did you mean `more=0\.3/d\d`"):
+        people.cancel(folder, ["more=0.3/d"])
+
+
+def test_a_cancel_that_slurm_does_not_hear_of_has_asked_for_nothing(
+    scored: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(scored)
+    folder = Folder(scored.parent / "results")
+    answers(slurm, monkeypatch, range(1), lambda: None)
+    with pytest.raises(client.Unreachable):
+        people.cancel(folder, [])
+    assert not list(folder.submissions.glob("asked/*"))
