@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis import render
-from analysis.claims import metric_decimals
+from analysis.claims import metric_decimals, straying_clauses
 from analysis.effects import ALPHA, POWER, Comparisons
 from analysis.frame import END, Frame
 from analysis.margins import ONE_SIDED, retained
@@ -23,6 +23,8 @@ def caption(frame: Frame, comparisons: Comparisons, metrics: Sequence[Metric]) -
         "Means over runs at the end of training; n: runs done of planned.",
         _diverged(frame),
         *(_tested(frame, comparisons) if estimated else [_untested(frame)]),
+        *(f"{clause}." for metric in frame.primary for clause in _straying(comparisons, metric)),
+        _missing(comparisons, metrics),
         merged_text(frame),
         *_margins(frame, comparisons),
     ]
@@ -53,6 +55,16 @@ def _diverged(frame: Frame) -> str:
     if not any(run.status == "diverged" for run in frame.compared_runs):
         return ""
     return "×k: k runs diverged and are left out."
+
+
+def _straying(comparisons: Comparisons, metric: Metric) -> list[str]:
+    return [f"In `{metric.name}`, {clause}" for clause in straying_clauses(comparisons, metric)]
+
+
+def _missing(comparisons: Comparisons, metrics: Sequence[Metric]) -> str:
+    if not any(comparisons.missing_runs(metric.name) for metric in metrics):
+        return ""
+    return "Runs are missing: a difference is the least-squares one given the seeds that are there."
 
 
 def _untested(frame: Frame) -> str:

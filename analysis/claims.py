@@ -120,6 +120,7 @@ def _claim(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, A
             "where": where if measured else None,
             "df": d.df,
             "residual_sd": significant(comparisons.residual_sd(d.metric.name)) if pooled else None,
+            "straying": [name for name in comparisons.straying[d.metric.name] if name in (d.arm, d.reference)],
         },
         "item_se": significant(d.item_se),
         "items": d.items or None,
@@ -168,9 +169,25 @@ def _clauses(frame: Frame, comparisons: Comparisons, metric: Metric) -> list[str
         if d.verdict == "not estimated":
             by_reason.setdefault(d.reason, []).append(f"`{d.arm}`")
     clauses += [f"not estimated ({reason}): {_listed(names)}" for reason, names in by_reason.items()]
+    clauses += straying_clauses(comparisons, metric)
     merged = [f"`{d.arm}`" for d in found if d.merged]
     clauses += [f"no test (merged of these runs): {_listed(merged)}"] if merged else []
     return _sentence(clauses or ["there is no arm to compare"])
+
+
+def straying_clauses(comparisons: Comparisons, metric: Metric) -> list[str]:
+    """One for each arm that varies more than the pooled error says, with what that makes of the intervals."""
+    digits, unit = metric_decimals(comparisons, metric), _spaced(metric.difference_unit)
+    baseline = comparisons.frame.compare.baseline
+    return [
+        f"`{arm}` varies more over seeds than the other arms (SD {number(spread.own * metric.scale, digits)} against "
+        f"{number(spread.others * metric.scale, digits)}{unit}), so {_too_short(arm == baseline)}"
+        for arm, spread in comparisons.straying[metric.name].items()
+    ]
+
+
+def _too_short(every: bool) -> str:
+    return "all intervals here are too short" if every else "its interval is too short"
 
 
 def _sentence(clauses: list[str]) -> list[str]:

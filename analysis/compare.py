@@ -70,6 +70,7 @@ def _line(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, An
         "b": significant(_mean([b[seed].value for seed in d.seeds]), 9),
         "difference": significant(d.estimate),
         "merged": d.merged,
+        "straying": [] if d.merged else [n for n in comparisons.straying[metric.name] if n in (d.arm, d.reference)],
         "run_se": significant(d.run_se),
         "df": d.df,
         "ci95": None if d.interval is None else [significant(bound) for bound in d.interval],
@@ -158,6 +159,11 @@ def compare_text(found: dict[str, Any]) -> str:
         reasons["runs are missing: A − B is the least-squares difference given the seeds that are there"] = None
     merged = any(line["merged"] for line in found["metrics"])
     error = "error of these seeds alone (a merged arm)" if merged else "error pooled over all arms of the study"
+    straying = [f"{line['metric']} ({', '.join(line['straying'])})" for line in found["metrics"] if line["straying"]]
+    if straying:
+        reasons[f"varies more over seeds than the other arms, so the interval is too short: {'; '.join(straying)}"] = (
+            None
+        )
     notes = [
         f"interval: paired by seed, {error}; p adjusted over these metrics (Holm); "
         "SE item: paired over items, n of them",

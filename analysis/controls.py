@@ -112,7 +112,7 @@ def _same_as(frame: Frame, control: Mapping[str, Any]) -> Verdict:
     level = 100 * (1 - ALPHA / len(frame.primary))
     if failed:
         return Verdict(name, False, f"differs from `{arm}`, whose science it has: {'; '.join(failed)}", False)
-    return Verdict(name, True, f"does not differ from `{arm}`: {'; '.join(shown)} ({level:g} % intervals)", True)
+    return Verdict(name, True, f"does not differ from `{arm}`: {'; '.join(shown)} ({level:.3g} % intervals)", True)
 
 
 def _reproduction(frame: Frame, control: Mapping[str, Any]) -> Verdict:

@@ -22,7 +22,7 @@ from analysis import statistics
 from analysis.frame import END, Frame
 from analysis.items import Items
 from analysis.metrics import Metric
-from analysis.statistics import AdditiveFit, Estimate, Interval
+from analysis.statistics import AdditiveFit, Estimate, Interval, Spread
 
 ALPHA = 0.05
 POWER = 0.8
@@ -110,11 +110,43 @@ class Comparisons:
         fit = self.fits[metric]
         return math.sqrt(fit.residual_variance) if fit is not None and fit.estimable_error else None
 
+    @cached_property
+    def straying(self) -> Mapping[str, Mapping[str, Spread]]:
+        """By metric: trained arms whose runs stray more than the other arms', at 5 % over all arms (F test,
+        Bonferroni).
+
+        For them the pooled error is too small. Of seven equal arms with three seeds one that has three times the SD
+        of the others is marked in one study of seven, and where that is the baseline, some arm is in three of ten.
+        """
+        found = {}
+        for metric, fit in self.fits.items():
+            spreads = {} if fit is None else {arm: fit.own_spread(arm) for arm in fit.arms}
+            found[metric] = {arm: s for arm, s in spreads.items() if s is not None and s.p * len(spreads) < ALPHA}
+        return found
+
+    def why_no_error(self, metric: str) -> str:
+        """Why no run-level error can be given for any two trained arms; empty where it can."""
+        fit = self.fits[metric]
+        if fit is None:
+            return "no result yet"
+        if fit.df == 0:
+            if len(self.frame.seeds) == 1:
+                return "one seed"
+            return "one arm" if len(self.frame.tested) == 1 else "no two arms share two seeds yet"
+        return "" if fit.estimable_error else "the runs do not vary"
+
+    def missing_runs(self, metric: str) -> bool:
+        """Whether an arm that has the metric lacks it for a seed that another arm has."""
+        fit = self.fits[metric]
+        return fit is not None and fit.n < len(fit.arms) * len(fit.seeds)
+
     def unvarying(self, metric: str) -> tuple[str, ...]:
         """Trained arms whose seeds all gave the same value where other arms' did not: a floor or a ceiling.
 
         They add degrees of freedom and no variation, so a pooled error that includes them is too small.
         """
+        if self.residual_sd(metric) is None:
+            return ()
         values = {arm.name: self.frame.at_end(arm.name, metric) for arm in self.frame.tested}
         still = [
             name
@@ -149,7 +181,7 @@ class Comparisons:
             runs=runs,
             evaluations=tuple(dict.fromkeys(folders)),
             verdict="not estimated" if confirmatory else None,
-            reason=self._why_not(fit, ours, theirs, seeds, arm, reference, merged),
+            reason=self._why_not(metric.name, ours, theirs, seeds, arm, reference, merged),
             merged=merged,
         )
         if merged and seeds:
@@ -163,7 +195,7 @@ class Comparisons:
 
     def _why_not(
         self,
-        fit: AdditiveFit | None,
+        metric: str,
         ours: Mapping[str, object],
         theirs: Mapping[str, object],
         seeds: Sequence[str],
@@ -182,9 +214,7 @@ class Comparisons:
             return f"{arm} and {reference} have no seed in common"
         if merged:
             return "one seed" if len(seeds) == 1 else ""
-        if fit is None or fit.df == 0:
-            return "one seed" if len(self.frame.seeds) == 1 else "no two arms share two seeds yet"
-        return "" if fit.estimable_error else "the runs do not vary"
+        return self.why_no_error(metric)
 
     def _with_run_error(self, known: Difference, fit: AdditiveFit, confirmatory: bool) -> Difference:
         assert known.estimate is not None

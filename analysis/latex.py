@@ -19,7 +19,7 @@ from analysis.frame import Frame
 from analysis.groups import groups_of
 from analysis.margins import Retained, best_arms, retained
 from analysis.metrics import Metric, number
-from analysis.tables import Cell, Row
+from analysis.tables import Row
 
 TEXT_WIDTH = 343.0  # points: one column of LaTeX's article, the narrowest page that the table must fit
 TEXT_HEIGHT = 530.0  # points of that page
@@ -225,7 +225,7 @@ def _column(comparisons: Comparisons, metric: Metric, rows: Sequence[Row]) -> Co
         [
             _entry(
                 metric,
-                row.cells[metric.name],
+                row,
                 digits,
                 row.label in best and not row.reference,
                 None if row.reference else margins.get((row.label, metric.name)),
@@ -235,13 +235,15 @@ def _column(comparisons: Comparisons, metric: Metric, rows: Sequence[Row]) -> Co
     )
 
 
-def _entry(metric: Metric, cell: Cell, digits: int, bold: bool, kept: Retained | None) -> Entry:
+def _entry(metric: Metric, row: Row, digits: int, bold: bool, kept: Retained | None) -> Entry:
+    cell = row.cells[metric.name]
     if cell.mean is None:
         return Entry()
     d = cell.difference
     marks = "" if d is None else MARKS.get(d.verdict or "", "")
     marks += KEPT.get(kept.verdict, "") if kept is not None else ""
     marks += r"\dagger" if cell.beyond else ""
+    marks += rf"n={cell.n}" if cell.n != row.counts["done"] else ""
     mean = _plain(cell.mean * metric.scale, digits)
     if d is None or d.estimate is None:
         return Entry(mean, bold, marks=marks)

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis import appendix, audit, compute, figures, normalised, render
 from analysis.caption import merged_text
-from analysis.claims import answers, margin_answers, metric_decimals
+from analysis.claims import answers, margin_answers, metric_decimals, straying_clauses
 from analysis.continuations import continuations
 from analysis.effects import ALPHA, POWER, Comparisons
 from analysis.frame import Frame, Run
@@ -79,9 +79,10 @@ def _tables(frame: Frame, comparisons: Comparisons, rows: Sequence[Row]) -> dict
         "variance": {m.name: _variance(comparisons, m, printers[m.name]) for m in frame.metrics},
         "merged_text": merged_text(frame),
         "unvarying": {m.name: comparisons.unvarying(m.name) for m in frame.metrics},
+        "straying": {m.name: straying_clauses(comparisons, m) for m in frame.metrics},
         "outside": [model.name for model in frame.outside],
         "beyond": any(cell.beyond for cells in shown.values() for cell in cells),
-        "unbalanced": len({frozenset(frame.at_end(a.name, m.name)) for a in frame.tested for m in frame.primary}) > 1,
+        "unbalanced": any(comparisons.missing_runs(m.name) for m in frame.primary),
         "arms": _arm_lines(frame),
         "costed": _costed(comparisons, printers),
         "report_also": {"flops": "FLOPs", "tokens": "tokens"}.get(frame.compare.report_also or "", ""),
@@ -245,11 +246,8 @@ def _variance(comparisons: Comparisons, metric: Metric, printer: render.Printer)
     """Which variance the errors rest on, in words."""
     fit = comparisons.fits[metric.name]
     sd = comparisons.residual_sd(metric.name)
-    if fit is None:
-        return "no result yet"
-    if sd is None:
-        why = "there is no second run to compare with" if fit.df == 0 else "the runs do not vary"
-        return f"run-level error not estimated: {why}"
+    if fit is None or sd is None:
+        return f"run-level error not estimated: {comparisons.why_no_error(metric.name)}"
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     return f"run-level SD {printer.value(sd, extra=1)}{unit}, measured here: residual of {fit.n} runs, df {fit.df}"
 

@@ -115,6 +115,15 @@ def macro_se(standard_errors: Sequence[float]) -> float:
     return math.sqrt(sum(se * se for se in standard_errors)) / len(standard_errors)
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """SD of an arm's runs about arm + seed, that of all other arms', and the one-sided p of their being equal."""
+
+    own: float
+    others: float
+    p: float
+
+
 @dataclass(frozen=True)
 class AdditiveFit:
     """Least squares of y = arm + seed over the cells that exist.
@@ -132,6 +141,8 @@ class AdditiveFit:
     coefficients: Array  # [arms + seeds], minimum norm
     information: Array  # pseudo-inverse of X'X, [arms + seeds] squared
     row_space: Array  # projector on what the cells can tell, [arms + seeds] squared
+    design: Array  # X, [cells, arms + seeds]
+    residuals: Array  # [cells]
 
     @property
     def estimable_error(self) -> bool:
@@ -167,6 +178,25 @@ class AdditiveFit:
         spread = np.sqrt(np.diag(covariance))
         return float(np.min(covariance / np.outer(spread, spread)))
 
+    def own_spread(self, arm: str) -> Spread | None:
+        """How far the arm's runs stray beside the other arms'; None where one of the two cannot be told.
+
+        Without the arm's n rows X_a the residual sum of squares falls by r'(I − H)⁺r, r being their residuals and
+        H = X_a (X'X)⁺ X_a' their leverages; what falls and what is left are independent, so with equal variances
+        the quotient of their mean squares is F (Shukla 1972, Heredity 29:237, for a complete table).
+        """
+        rows = self.design[self.design[:, self.arms.index(arm)] > 0.0]
+        residuals = self.residuals[self.design[:, self.arms.index(arm)] > 0.0]
+        free, axes = np.linalg.eigh(np.eye(len(rows)) - rows @ self.information @ rows.T)
+        kept = free > 1e-8
+        squares = float(np.sum((axes.T @ residuals)[kept] ** 2 / free[kept]))
+        own_df, rest_df = int(kept.sum()), self.df - int(kept.sum())
+        if own_df < 1 or rest_df < 1 or not self.estimable_error:
+            return None
+        rest = max(self.residual_variance * self.df - squares, (ROUNDING * self.scale) ** 2)
+        p = float(special.fdtrc(own_df, rest_df, squares / own_df / (rest / rest_df)))
+        return Spread(math.sqrt(squares / own_df), math.sqrt(rest / rest_df), p)
+
     def _vector(self, arm: str, reference: str) -> Array:
         vector = np.zeros(len(self.arms) + len(self.seeds))
         vector[self.arms.index(arm)] += 1.0
@@ -194,7 +224,10 @@ def fit_additive(cells: Mapping[tuple[str, str], float]) -> AdditiveFit:
     residual = y - design @ coefficients
     variance = float(residual @ residual) / df if df > 0 else math.nan
     scale = float(np.max(np.abs(y))) if len(y) else 0.0
-    return AdditiveFit(arms, seeds, len(cells), df, variance, scale, coefficients, information, information @ normal)
+    row_space = information @ normal
+    return AdditiveFit(
+        arms, seeds, len(cells), df, variance, scale, coefficients, information, row_space, design, residual
+    )
 
 
 def t_critical(df: float, alpha: float = 0.05) -> float:

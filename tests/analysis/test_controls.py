@@ -62,7 +62,7 @@ def test_equal_science_with_other_seeds_passes_and_the_sentence_has_the_figures(
     (found,) = verdicts(with_values(frame, shifted(0.005)))
     assert (found.passed, found.released) == (True, True)
     assert "bpb.math by +0.00" in found.sentence and "3 against 3 runs" in found.sentence
-    assert "98.3333 % intervals" in found.sentence  # three metrics share 5 %
+    assert "98.3 % intervals" in found.sentence  # three metrics share 5 %
 
 
 def test_a_difference_that_seeds_do_not_explain_fails_and_names_the_metric_alone(frame: Frame) -> None:

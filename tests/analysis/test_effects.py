@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 from scipy import stats
 
 from analysis import statistics
+from analysis.caption import caption
 from analysis.claims import _real, answers, claims
 from analysis.effects import Comparisons, Difference
 from analysis.frame import Frame, read_frame
+from analysis.page import context
+from analysis.tables import build_rows
 from harness.store import evaluations
 from harness.store.layout import Folder
 from tests.analysis.fabricate import EFFECTS, Design, fabricate, key
@@ -103,6 +107,53 @@ def test_an_arm_at_its_ceiling_is_named_because_it_shrinks_the_pooled_error(tmp_
     _, comparisons = compared(fabricate(tmp_path, Design(effects=effects, run_noise=0.05)))
     assert "math=0.3" in comparisons.unvarying("quickstart.sums.acc")
     assert comparisons.unvarying("bpb.docs") == ()
+    _, comparisons = compared(fabricate(tmp_path / "still", Design(run_noise=0.0, seed_noise=0.0)))
+    assert comparisons.unvarying("bpb.docs") == ()  # there is no pooled error that could be too small
+
+
+def strays(root: Path, arm: str) -> Frame:
+    """The folder's frame with the arm's runs 0.3 bits up, down and where they were."""
+    frame = read_frame(root)
+    moved = dict(frame.values)
+    for seed, by in (("d1", 0.3), ("d2", -0.3)):
+        place = f"{arm}/{seed}", "end", "bpb.docs"
+        moved[place] = replace(moved[place], value=moved[place].value + by)
+    return replace(frame, values=moved)
+
+
+@pytest.mark.parametrize(("arm", "said"), [("control", "its interval is"), ("default", "all intervals here are")])
+def test_an_arm_that_varies_more_than_the_pooled_error_says_is_named(whole: Path, arm: str, said: str) -> None:
+    frame = strays(whole, arm)
+    comparisons = Comparisons(frame)
+    assert [*comparisons.straying["bpb.docs"]] == [arm] and not comparisons.straying["bpb.math"]
+    clauses = {metric.name: found for metric, found in answers(frame, comparisons)}["bpb.docs"]
+    assert f"`{arm}` varies more over seeds than the other arms (SD 0.26" in clauses[-1]
+    assert f"so {said} too short" in clauses[-1]
+    marked = {c["arm"] for c in claims(frame, comparisons)["claims"] if arm in c["variance"]["straying"]}
+    assert marked == (set(EFFECTS) - {"default"} if arm == "default" else {arm})
+    text = caption(frame, comparisons, frame.primary)
+    assert f"In `bpb.docs`, `{arm}` varies more over seeds" in text
+
+
+def test_an_error_that_is_not_estimated_says_why_in_the_same_words_everywhere(tmp_path: Path) -> None:
+    one_arm = Design(effects={"default": {}}, control=None)
+    waiting = Design(missing=frozenset(f"{arm}/d{seed}" for arm in EFFECTS for seed in (2, 3)))
+    for name, design, why in (("one", one_arm, "one arm"), ("few", waiting, "no two arms share two seeds yet")):
+        frame, comparisons = compared(fabricate(tmp_path / name, design))
+        assert comparisons.why_no_error("bpb.docs") == why
+        page = context(frame, comparisons, build_rows(frame, comparisons), (), {})
+        assert page["variance"]["bpb.docs"] == f"run-level error not estimated: {why}"
+
+
+def test_runs_are_called_missing_where_an_arm_lacks_a_seed_that_another_has(whole: Path, killed: Path) -> None:
+    assert compared(killed)[1].missing_runs("bpb.docs")
+    frame = read_frame(whole)
+    gone = {
+        place: v for place, v in frame.values.items() if not (place[0].startswith("control/") and "docs" in place[2])
+    }
+    comparisons = Comparisons(replace(frame, values=gone))
+    assert not comparisons.missing_runs("bpb.docs")  # a whole arm is missing: the others' table is complete
+    assert not comparisons.missing_runs("bpb.math")
 
 
 def test_a_diverged_seed_is_not_averaged_over(killed: Path) -> None:

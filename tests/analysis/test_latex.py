@@ -112,6 +112,17 @@ def test_diverged_runs_are_counted_and_not_averaged_over(killed: Path) -> None:
     assert r"$\times$k: k runs diverged and are left out" in text
 
 
+def test_a_metric_that_a_finished_run_lacks_counts_its_own_runs(whole: Path) -> None:
+    frame = read_frame(whole)
+    values = {place: v for place, v in frame.values.items() if place != ("math=0.3/d2", "end", "bpb.docs")}
+    frame = replace(frame, values=values)
+    comparisons = Comparisons(frame)
+    text = table_main(frame, comparisons, build_rows(frame, comparisons))
+    assert text.count("n=2") == 1 and "n=2" in line_of(text, "math=0.3")
+    assert "Runs are missing: a difference is the least-squares one" in text
+    assert "Runs are missing" not in latex(whole)
+
+
 def test_one_seed_has_no_bold_no_interval_and_says_so(tmp_path: Path) -> None:
     text = latex(fabricate(tmp_path, Design(seeds=("d1",))))
     assert r"\bfseries" not in text and r"$\pm" not in text.split(r"\toprule")[1]

@@ -324,3 +324,38 @@ def test_the_least_correlation_is_the_smallest_of_all_pairs() -> None:
     pairs = [fit.correlation(x, y, "a") for x in "bcd" for y in "bcd" if x != y]
     assert fit.least_correlation(["b", "c", "d"], "a") == pytest.approx(min(pairs))
     assert fit.least_correlation(["b"], "a") == 1.0
+
+
+@pytest.mark.parametrize("missing", [set(), {("8500", "s1"), ("8900", "s4"), ("9100", "s4")}])
+def test_an_arms_own_spread_is_what_the_residual_loses_without_it(missing: set[tuple[str, str]]) -> None:
+    cells = {place: value for place, value in grafts().items() if place not in missing}
+    fit = statistics.fit_additive(cells)
+    for arm in GRAFTS:
+        rest = statistics.fit_additive({place: value for place, value in cells.items() if place[0] != arm})
+        squares, df = fit.residual_variance * fit.df - rest.residual_variance * rest.df, fit.df - rest.df
+        spread = fit.own_spread(arm)
+        assert spread is not None
+        assert spread.own == pytest.approx(math.sqrt(squares / df))
+        assert spread.others == pytest.approx(math.sqrt(rest.residual_variance))
+        assert spread.p == pytest.approx(stats.f.sf(squares / df / rest.residual_variance, df, rest.df))
+
+
+def test_equal_arms_are_said_to_stray_in_one_study_of_twenty_and_an_arm_with_thrice_the_sd_in_half() -> None:
+    rng = np.random.default_rng(0)
+    places = [(arm, seed) for arm in "abcdefg" for seed in ("s1", "s2", "s3")]
+    found = {1.0: 0, 3.0: 0}
+    for sd in found:
+        for _ in range(600):
+            noise = rng.normal(0.0, 1.0, len(places))
+            fit = statistics.fit_additive(
+                {place: 5.0 + e * (sd if place[0] == "g" else 1.0) for place, e in zip(places, noise, strict=True)}
+            )
+            spreads = [fit.own_spread(arm) for arm in fit.arms]
+            found[sd] += any(spread is not None and spread.p * 7 < 0.05 for spread in spreads)
+    assert 0.03 < found[1.0] / 600 < 0.07
+    assert found[3.0] / 600 > 0.35
+
+
+def test_of_two_arms_neither_is_said_to_stray_for_their_spreads_cannot_be_told_apart() -> None:
+    cells = {place: value for place, value in grafts().items() if place[0] in ("8500", "9100")}
+    assert statistics.fit_additive(cells).own_spread("8500") is None
