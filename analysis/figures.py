@@ -67,7 +67,7 @@ def loss_figure(curves: LossCurves, styles: Styles) -> Any:
         label = "" if trunk or source != panels[0] else "training loss, nats per token"
         _axis(axis, title, "tokens", label)
         for arm, line in curves.arms.get(source, {}).items():
-            axis.plot(line.x, line.y, label=arm, **styles[arm])
+            axis.plot(line.x, line.y, label=_shown(arm), **styles[arm])
         _clip_start(axis, [line.y for line in curves.arms.get(source, {}).values()])
         if source == TOTAL:
             for arm, tokens in curves.diverged:
@@ -113,7 +113,7 @@ def scores_figure(scores: Sequence[Trajectory], styles: Styles) -> Any:
         _axis(axis, f"{_short([metric.name])} {metric.arrow}{unit}", "tokens", "")
         for arm, by_tokens in trajectory.means.items():
             y = [value * metric.scale for value in by_tokens.values()]
-            axis.plot(list(by_tokens), y, label=arm, marker="o", markersize=2.4, **styles[arm])
+            axis.plot(list(by_tokens), y, label=_shown(arm), marker="o", markersize=2.4, **styles[arm])
     _legend(figure, axes[0], len(arms))
     return figure
 
@@ -127,7 +127,9 @@ def positions_figure(sources: Sequence[ByPosition], styles: Styles) -> Any:
         _axis(axis, source.source, "position in the window", "" if axis is not axes[0] else "nats per token")
         for arm, line in source.means.items():
             middle = [(low + high) / 2 for low, high, _ in line]
-            axis.plot(middle, [nats for _, _, nats in line], label=arm, marker="o", markersize=2.4, **styles[arm])
+            axis.plot(
+                middle, [nats for _, _, nats in line], label=_shown(arm), marker="o", markersize=2.4, **styles[arm]
+            )
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda at, _: f"{at:g}")
     _legend(figure, axes[0], len(arms))
@@ -199,15 +201,20 @@ def _equal_rates(schedules: Sequence[Schedule]) -> list[tuple[list[str], Schedul
     return list(groups.values())
 
 
+def _shown(name: str) -> str:
+    """A name that a legend shows: matplotlib leaves out those that begin with an underscore."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
 def _short(names: Sequence[str], most: int = 1) -> str:
     shown = [name if len(name) <= 28 else name[:27] + "…" for name in names[:most]]
-    return ", ".join(shown) + (f" +{len(names) - most}" if len(names) > most else "")
+    return _shown(", ".join(shown)) + (f" +{len(names) - most}" if len(names) > most else "")
 
 
 def _patch(color: str, label: str) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(facecolor=color, label=label)
+    return Patch(facecolor=color, label=_shown(label))
 
 
 def _canvas(columns: int, height: float, widths: Sequence[float] | None = None) -> tuple[Any, list[Any]]:
@@ -313,7 +320,7 @@ def figure_files(
     # Text stays text, so that it takes the page's font; DejaVu Sans, which matplotlib brings, sets the spacing. A PDF
     # holds its letters as TrueType, which journals ask for, and is not compressed: compressors differ in their bytes.
     fixed: dict[str, Any] = {"svg.hashsalt": "ablate", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
-    fixed |= {"pdf.fonttype": 42, "pdf.compression": 0}
+    fixed |= {"pdf.fonttype": 42, "pdf.compression": 0, "text.parse_math": False}  # a `$` in a name is a `$`
     files: dict[str, bytes] = {}
     with matplotlib.rc_context({"font.family": "sans-serif", **fixed}):
         drawn = {}

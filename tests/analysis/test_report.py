@@ -297,6 +297,14 @@ def test_figures_are_svg_documents_with_a_line_for_each_arm(killed: Path) -> Non
     assert "context" not in schedule  # the same for all arms
 
 
+@pytest.mark.filterwarnings("error")
+def test_every_arm_is_in_the_legend_as_it_is_written(tmp_path: Path) -> None:
+    names = ("_first", "$x_1^2$")  # matplotlib would leave out the one and set the other as a formula
+    build(fabricate(tmp_path, Design(effects={"default": {}, **{name: {} for name in names}}, control=None)))
+    figure = (tmp_path / "report" / "figures" / "loss.svg").read_text("utf-8")
+    assert all(figure.count(name) >= 1 for name in names)
+
+
 def test_figures_are_pdf_documents_without_dates_and_compressors(rich: Path) -> None:
     for name in ("loss.pdf", "schedule.pdf", "scores.pdf"):
         content = (rich / "report" / "figures" / name).read_bytes()
