@@ -25,6 +25,7 @@ def caption(frame: Frame, comparisons: Comparisons, metrics: Sequence[Metric]) -
         *(_tested(frame, comparisons) if estimated else [_untested(frame)]),
         *(f"{clause}." for metric in frame.primary for clause in _straying(comparisons, metric)),
         _missing(comparisons, metrics),
+        _crossed(frame),
         merged_text(frame),
         *_margins(frame, comparisons),
     ]
@@ -59,6 +60,12 @@ def _diverged(frame: Frame) -> str:
 
 def _straying(comparisons: Comparisons, metric: Metric) -> list[str]:
     return [f"In `{metric.name}`, {clause}" for clause in straying_clauses(comparisons, metric)]
+
+
+def _crossed(frame: Frame) -> str:
+    if not any(item["code"] == "crossed-seeds" for item in frame.plan.get("lint") or ()):
+        return ""
+    return "Seeds are crossed: runs that share one are counted as independent, which can make intervals too short."
 
 
 def _missing(comparisons: Comparisons, metrics: Sequence[Metric]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.caption import caption
 from analysis.effects import Comparisons
 from analysis.frame import read_frame
 from analysis.latex import escape, name, table_main
@@ -121,6 +122,14 @@ def test_a_metric_that_a_finished_run_lacks_counts_its_own_runs(whole: Path) -> 
     assert text.count("n=2") == 1 and "n=2" in line_of(text, "math=0.3")
     assert "Runs are missing: a difference is the least-squares one" in text
     assert "Runs are missing" not in latex(whole)
+
+
+def test_the_caption_says_that_runs_of_crossed_seeds_are_no_independent_ones(whole: Path) -> None:
+    frame = read_frame(whole)
+    finding = {"level": "warning", "code": "crossed-seeds", "arm": "", "message": "6 replicates share seeds"}
+    crossed = replace(frame, plan={**frame.plan, "lint": [finding]})
+    assert "Seeds are crossed: runs that share one" in caption(crossed, Comparisons(crossed), crossed.primary)
+    assert "crossed" not in caption(frame, Comparisons(frame), frame.primary)
 
 
 def test_one_seed_has_no_bold_no_interval_and_says_so(tmp_path: Path) -> None:

@@ -219,8 +219,27 @@ def test_between_listed_lengths_the_share_of_the_shorter_one_counts() -> None:
     assert known.share("math", 128) is None
 
 
+@pytest.mark.parametrize(
+    ("seeds", "crossed"),
+    [
+        ("{init: [1, 2], data: [1, 2, 3]}", True),
+        ("{init: [1, 2], data: [1, 2], pair: zip}", False),
+        ("{init: [7], data: [1, 2, 3]}", False),
+        ("{init: [1, 2, 3], data: [4]}", False),
+    ],
+)
+def test_replicates_that_share_seeds_are_not_called_independent_without_a_word(
+    tmp_path: Path, seeds: str, crossed: bool
+) -> None:
+    items = "  - one_at_a_time: {stages.decay.lr.shape: [cosine]}"
+    found = findings(tmp_path, items, "allow: {default: [no-control]}", f"seeds={seeds}")
+    assert [(item.level, item.code, item.arm) for item in found] == [("warning", "crossed-seeds", "")] * crossed
+    allowed = "allow: {default: [no-control, crossed-seeds]}"
+    assert findings(tmp_path, items, allowed, f"seeds={seeds}") == []
+
+
 def test_every_code_has_a_sentence_and_a_test() -> None:
-    tested = {*PLANTED, "unequal-flops", "no-control", "cold-without-warmup", "undeclared-difference"}
+    tested = {*PLANTED, "crossed-seeds", "unequal-flops", "no-control", "cold-without-warmup", "undeclared-difference"}
     tested |= {"rewarms-annealed-base", "context-unused"}
     assert set(OF_TREATMENTS) == tested
     assert set(OF_RESULTS) == TESTED_OF_RESULTS

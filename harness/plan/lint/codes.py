@@ -18,6 +18,7 @@ OF_TREATMENTS: Mapping[str, str] = {
     "confounded": "an axis also changes another source's tokens, the total or the number of updates",
     "no-control": "no arm spends the same budget on the pre-training mixture, or the one that is named is the baseline "
     "under another name",
+    "crossed-seeds": "replicates share seeds with one another, and are counted as independent",
     "cold-without-warmup": "training, or a stage, starts with a fresh optimizer at a high rate without warm-up",
     "rewarms-annealed-base": "the rate rises again after it was annealed, which costs loss before it gains any",
     "context-unused": "a longer window over documents that are hardly longer than the one before",
