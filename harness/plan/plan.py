@@ -19,7 +19,7 @@ from harness.plan.merged import Merged, behind, cuts_of
 from harness.plan.merges import EMA, add_averages
 from harness.plan.observed import NOTHING, Observed, TaskRef
 from harness.plan.records import BASE, END, BaseState, PlanArm, PlanEval, PlanRun, Point, names_of
-from harness.plan.rope import check_ropes
+from harness.plan.rope import check_evaluated_length, check_ropes
 from harness.plan.science import Identities, PathBuilder, Piece, base_science, data_seeds, seeds_change_at
 from harness.plan.stale import stale_states, without
 from harness.plan.tree import Segment
@@ -212,6 +212,7 @@ def build_plan(
     share=False gives every run its own segments, named by fingerprint and run: the same work, done as often as asked.
     """
     check_ropes((arm.treatment for arm in study.arms), base_manifest)
+    check_evaluated_length(study.spec.eval.max_length, base_manifest)
     shape = cost.shape_of(base_manifest, study.arms[0].treatment.base.model.get("config"))
     builder = PathBuilder(identities)
     runs, arms, bases = _runs(study, builder, identities)

@@ -1,7 +1,7 @@
 """Rotary position embeddings of a stage: the parameters of a model's configuration, from what a study declares.
 
 Pure arithmetic on the study's `context.rope` and on what the base's manifest says, so that a plan refuses what training
-could not do.
+or evaluation could not do.
 """
 
 from __future__ import annotations
@@ -37,6 +37,16 @@ def check_ropes(treatments: Iterable[Treatment], base: Mapping[str, Any] | None)
                 positions(parameters, science["length"], own)
             except UserError as error:
                 raise Mistake(("stages", stage.name, "context"), f"{error}") from None
+
+
+def check_evaluated_length(length: int | None, base: Mapping[str, Any] | None) -> None:
+    """Raise Mistake where `eval.max_length` is longer than the learned positions of the model of the manifest `base`:
+    beyond them it has none, while a rotary embedding goes on. None: not known yet, or nothing is evaluated."""
+    if length is None or base is None or base.get("rope", {}) is not None or base["max_positions"] is None:
+        return
+    if length > base["max_positions"]:
+        message = f"{length} is longer than the {base['max_positions']} learned positions of the model"
+        raise Mistake(("eval", "max_length"), f"{message}; expected at most {base['max_positions']}")
 
 
 def head_dim(config: Mapping[str, Any]) -> int | None:

@@ -75,3 +75,14 @@ def test_dynamic_at_a_length_that_it_does_not_stretch_is_refused(tmp_path: Path)
 
 def test_without_a_manifest_nothing_is_known_and_nothing_refused(tmp_path: Path) -> None:
     assert plan(tmp_path).runs
+
+
+def test_an_evaluation_beyond_learned_positions_is_refused_and_beyond_a_rope_s_is_not(tmp_path: Path) -> None:
+    """Before anything is trained: there the look-up of a position would fail."""
+    learned = manifest(rope=None, max_positions=128)
+    longer = ("eval.max_length=256",)
+    build_plan(study(tmp_path), identities(), learned)
+    build_plan(study(tmp_path, overrides=longer), identities(), manifest())
+    with pytest.raises(Mistake, match="256 is longer than the 128 learned positions") as caught:
+        build_plan(study(tmp_path, overrides=longer), identities(), learned)
+    assert caught.value.path == ("eval", "max_length")
