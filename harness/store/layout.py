@@ -116,6 +116,10 @@ class SubmissionFolder:
     def log(self, index: int) -> Path:
         return self.logs / f"{index}.jsonl"
 
+    def printed(self, task: str) -> list[Path]:
+        """What the processes of a task (`12`, `12_3`) have printed around their work, as Slurm keeps it."""
+        return sorted(self.root.glob(f"{task}_[0-9]*_log.*"))
+
     def meeting(self, index: int, life: str) -> Path:
         """Where the processes of one life of a task find one another."""
         return self.root / "meet" / f"{index}-{life}"

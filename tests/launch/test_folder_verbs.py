@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from harness import cli
-from harness.launch import verify
+from harness.launch import logs, verify
 from harness.launch.progress import Silent
 from harness.launch.run import Options, run
 from harness.launch.status import status, text
-from harness.store import attempts
+from harness.launch.streams import pending
+from harness.store import attempts, submissions
 from harness.store.atomic import read_json, write_json
 from harness.store.layout import Folder
+from tests.launch.slurm.fake import fake_slurm, submit
 
 STUB = "stub_work:perform"
 
@@ -133,6 +136,54 @@ def test_logs_show_what_the_work_printed(unscored: Path, capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     end = end_of(Folder(root), "default", "d1")
     assert f"working on {end}" in shown and f"==> {end[:12]} attempt 0, trained, stdout <==" in shown
+
+
+def test_what_is_followed_is_shown_once_although_it_moves_into_its_attempt(
+    unscored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(Options(unscored, unscored.parent / "results", executor="local", perform=STUB), Silent()).folder
+    state = folder.state(end_of(folder, "default", "d1"))
+    before, after = pending(state, "train", "stdout"), state.attempt(0) / "stdout"
+    after.rename(before)
+    out = io.StringIO()
+
+    def meanwhile(seconds: float) -> None:
+        if not before.exists():
+            raise KeyboardInterrupt
+        with before.open("a") as file:
+            file.write("the end\n")
+        before.rename(after)
+
+    monkeypatch.setattr(logs.time, "sleep", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        logs.show(folder, "default/d1", out, follow=True)
+    shown = out.getvalue()
+    assert shown.count(f"working on {state.id}") == shown.count("the end") == 1
+
+
+def test_of_a_job_that_died_before_its_first_word_logs_show_what_it_printed(
+    unscored: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = fake_slurm(monkeypatch)
+    folder = submit(unscored).folder
+    for place in folder.all_submissions():
+        job = submissions.read_job(place)
+        for index in range(slurm.jobs[str(job)].count):
+            task = f"{job}_{index}" if slurm.jobs[str(job)].array else job
+            (place.root / f"{task}_0_log.err").write_text(f"{task}: module: command not found\n")
+    slurm.lose_everything()
+    capsys.readouterr()
+    assert cli.call(["logs", str(folder.root), "more=0.3/d1"]) == 0
+    shown = capsys.readouterr().out
+    mine = {f"train:{name}" for name in read_json(folder.run_json("more=0.3", "d1"))["path"]}
+    tasks = {
+        (submissions.read_job(place), index)
+        for place in folder.all_submissions()
+        for index, element in enumerate(submissions.read_elements(place))
+        if mine & set(element.ids)
+    }
+    assert tasks and shown.count("module: command not found") >= len(tasks)
+    assert all(f"==> job {job}" in shown for job, _ in tasks)
 
 
 def test_eval_trains_nothing_and_evaluates_what_is_there(scored: Path) -> None:

@@ -204,7 +204,10 @@ def _never_began(life: Sequence[Mapping[str, Any]], gone: Gone, parent_there: bo
     kind = _OF_STATE.get(gone.state)
     if kind is not None:
         return kind, f"Slurm says {gone.state} before it started"
-    return "node", f"it ended before its first word; Slurm says {gone.state or 'nothing'}"
+    return (
+        "node",
+        f"it ended before its first word (`ablate logs` has its output); Slurm says {gone.state or 'nothing'}",
+    )
 
 
 def judge(tries: Sequence[End], newest: int | None) -> Verdict:
