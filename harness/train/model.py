@@ -54,6 +54,15 @@ def config_from_fields(fields: Mapping[str, Any], defaults: Mapping[str, Any] | 
         raise UserError(f"`base.model.config` is not a {kind} configuration: {_said(error)}") from None
 
 
+def config_of_base(fields: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration of a resolved base, as its manifest keeps it.
+
+    A model folder, or the name inside a `.gguf` file, may bring fields that its family does not have. transformers
+    keeps them and uses none, so nothing is refused here.
+    """
+    return trainable(AutoConfig.for_model(**fields))
+
+
 def config_like(model: PretrainedConfig, fields: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of `model` with `fields` changed. tokenizer: vocabulary and special tokens, which follow it.
 
@@ -93,11 +102,20 @@ def build_model(config: PretrainedConfig, init_seed: int) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(init_seed)
-        try:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-        except (ValueError, ImportError) as error:
-            raise UserError(f"a {config.model_type} model cannot be built: {error}") from None
-    return model.train()
+        return _built(config, attn_implementation="sdpa").train()
+
+
+def _built(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+    """The module tree of a configuration, whose numbers are the user's: whatever it cannot be built from is a mistake
+    of theirs. Raises UserError."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+    except Exception as error:
+        raise UserError(
+            f"a {config.model_type} model cannot be built from its configuration: {_said(error)}; expected sizes above "
+            "0 that fit each other (`base.model.config`)"
+        ) from None
+    return model
 
 
 def load_model(folder: Path, config: PretrainedConfig | None = None) -> PreTrainedModel:
@@ -186,7 +204,7 @@ class Shape:
 def shape_of(config: PretrainedConfig) -> Shape:
     """Sizes counted on the module tree that `config` makes, without memory for weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = _built(config)
     total = sum(parameter.numel() for parameter in model.parameters())
     embedded = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings()

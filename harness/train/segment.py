@@ -22,7 +22,7 @@ from harness.train.checkpoint import remove_leftovers
 from harness.train.collector import Collector, held_back
 from harness.train.keeper import Keeper, Onlooker
 from harness.train.loop import Loop
-from harness.train.model import config_from_fields
+from harness.train.model import config_of_base
 from harness.train.numerics import Numerics
 from harness.train.parallel import choose, described
 from harness.train.prepare import constant_science, prepare, read_base
@@ -85,7 +85,7 @@ def train_segment(
         segment = states.read_segment(state)
         base = read_base(folder)
         strategy = choose(settings.strategy, ranks.world, base["parameters"]["total"])
-        numerics = replace(settings.numerics, strategy=strategy).for_model(config_from_fields(base["config"]))
+        numerics = replace(settings.numerics, strategy=strategy).for_model(config_of_base(base["config"]))
         settings = replace(settings, numerics=numerics)
         if not ranks.leads:
             return _follow(folder, segment, settings, ranks)

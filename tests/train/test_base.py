@@ -230,6 +230,22 @@ def test_a_bf16_folder_is_loaded_as_fp32_with_memory_of_its_own(tmp_path: Path) 
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
+def test_a_base_whose_configuration_has_fields_that_its_family_lacks_is_trained(tmp_path: Path) -> None:
+    """As SmolLM2's `is_llama_config`: a published folder is no list of the user's own fields."""
+    folder = _saved(tmp_path / "model")
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**written, "is_llama_config": True}))
+    study = StudyFolder(tmp_path / "study", base=_declared({"path": str(folder)}))
+    (name,) = study.declare([build.piece(0, 2 * build.BATCH)], [2 * build.BATCH])
+    assert study.train(name).kind == "trained"
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": 0}, {"num_attention_heads": -4}, {"num_key_value_heads": 0}])
+def test_sizes_that_make_no_model_are_a_mistake_of_the_user(tmp_path: Path, fields: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="llama"):
+        describe_base(_declared({"config": {**LLAMA, **fields}}), tmp_path, TOKENIZER)
+
+
 def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     folder = _saved(tmp_path / "model")
     tensors = {name: value.clone() for name, value in build.model().state_dict().items() if "lm_head" not in name}
@@ -246,6 +262,7 @@ def write_gguf(path: Path, model: Any, words: Mapping[str, int] | None = None, m
     """
     config, head = model.config, model.config.head_dim
     writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("Small")  # as every published file has; transformers puts it into the configuration
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
