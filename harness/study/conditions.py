@@ -25,7 +25,8 @@ def crossed(axes: Sequence[Axis]) -> Iterator[Row]:
     if not any(axis.when for axis in axes):
         return rows
     conditions = {axis.written: _condition(axis, axes) for axis in axes if axis.when is not None}
-    return iter(dict.fromkeys(row for row in (_applying(row, conditions) for row in rows) if row))
+    kept = (row for row in (_applying(row, conditions) for row in rows) if row)
+    return iter({tuple(map(id, row)): row for row in kept}.values())  # levels may be mappings, which have no hash
 
 
 def _condition(axis: Axis, axes: Sequence[Axis]) -> Rule:
