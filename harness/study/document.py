@@ -22,6 +22,7 @@ from harness.study.paths import Path, dotted, find_path, has
 from harness.study.units import LARGEST, LONGEST_SHOWN
 
 _TAG = "tag:yaml.org,2002:"
+COMMAND_LINE = "--set "  # how the place of a value begins that was written there
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -268,7 +269,7 @@ def _check_stage_order(older: Document, newer: Document) -> None:
 
 
 def _with_override(document: Document, override: str, root: type[Block]) -> Document:
-    place = Place(f"--set {override}")
+    place = Place(f"{COMMAND_LINE}{override}")
     name, equals, text = override.partition("=")
     if not equals or not name.strip():
         raise StudyError(str(place), "expected PATH=VALUE, such as stages.decay.lr.to=0.1x")

@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 from harness.study.bases import resolve_base
 from harness.study.errors import Mistake, nearest
+from harness.study.idle import check_rate
 from harness.study.includes import merge
 from harness.study.lengths import Lengths
 from harness.study.mixtures import read_mixture
 from harness.study.optimizers import check_stages, check_states, read_optimizer, switches
 from harness.study.paths import Path
-from harness.study.schedules import Declared, Setting, check_peak, read_schedule, resolve_schedule, resolve_whole, seen
+from harness.study.schedules import Declared, Setting, read_schedule, resolve_schedule, resolve_whole, seen
 from harness.study.schema import description_of
 from harness.study.treatment import Base, Context, LearningRate, Optimizer, Rope, Stage, Treatment
 from harness.study.units import TokenCount, parse_size, parse_tokens
@@ -74,7 +75,8 @@ class Resolver:
         start = 0
         for part, length in zip(parts, tokens, strict=True):
             lr = None if whole else self._schedule(part, length, base, stages)
-            _check_own_rate(part, train, document["stages"][part.name], stages)
+            if not whole:
+                check_rate(part.name, document["stages"][part.name], part.lr, part.optimizer.lr, stages)
             stages.append(self._stage(part, length, lr, start))
             start += length
         check_stages(stages)
@@ -224,16 +226,6 @@ def _rope(block: str | Mapping[str, Any], path: Path) -> Rope:
         original=parse_size(block["original"]) if "original" in block else None,
         parameters=tuple((key, float(block[key])) for key in own),
     )
-
-
-def _check_own_rate(part: _Parts, train: Mapping[str, Any], own: Mapping[str, Any], before: Sequence[Stage]) -> None:
-    written, inherited = (block.get("optimizer", {}).get("lr") for block in (own, train))
-    if not before or written is None or written == inherited or part.lr is None:
-        return
-    last = before[-1]
-    if last.lr is not None:
-        path = ("stages", part.name, "optimizer", "lr")
-        check_peak(part.lr, part.optimizer.lr, last.lr, (last.name, last.optimizer.lr), path)
 
 
 def _check_one_schedule(parts: Sequence[_Parts], train: Mapping[str, Any]) -> None:

@@ -84,22 +84,6 @@ def read_schedule(block: Mapping[str, Any], path: Path) -> Declared:
     )
 
 
-def check_peak(lr: Declared, peak: float, before: LearningRate, of_before: tuple[str, float], path: Path) -> None:
-    """The `optimizer.lr` that a later stage writes for itself must be the rate of something. Raises Mistake.
-
-    lr, peak, path: the stage's schedule, its rate and where that is written. before, of_before: the schedule of the
-    stage before, its name and its optimizer.lr. A stage begins where the one before it ended; a rate of its own that
-    nothing is a multiple of would be accepted and train nothing.
-    """
-    multiples = (rate for rate in (lr.start, lr.end, lr.warmup_from) if isinstance(rate, Rate))
-    name, same = of_before
-    if peak in (same, before.end) or any(rate.times for rate in multiples):
-        return
-    begins = f"where `{name}` ended" if lr.start is None else "at its `lr.from`"
-    message = f"{peak:g} would be the rate of nothing: the stage begins {begins}, and nothing in its `lr` is a multiple"
-    raise Mistake(path, f"{message} of it; expected `lr.from: 1x` for a stage that begins at it, or no rate here")
-
-
 def _not_taken(shape: str, key: str) -> str:
     with_it = [name for name, taken in TAKES.items() if key in taken]
     said = {
@@ -191,6 +175,9 @@ def _resolved(lr: Declared, setting: Setting, warmup: int) -> LearningRate:
     if lr.warmup_from == PREVIOUS and setting.first:
         message = "is `previous`, but no stage comes before this one; expected a rate, or base"
         raise Mistake((*setting.path, "warmup_from"), message)
+    if lr.warmup_from is not None and warmup == setting.batch:
+        message = f"is never the rate: a warm-up of one batch ({warmup:,} tokens) has one update, at its end"
+        raise Mistake((*setting.path, "warmup_from"), f"{message}; expected a longer `warmup`, or none of the two")
     if lr.shape in OPEN_SHAPES:
         _check_clock(lr.shape, setting, warmup)
     resolved = LearningRate(

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path as File
 from typing import Any
 
-from harness.study import checks, equal_compute
+from harness.study import checks, equal_compute, idle
 from harness.study.algebra import DEFAULT, Candidate, expand
 from harness.study.apply import Applier
 from harness.study.controls import Control, control_arms, resolve_controls
@@ -92,6 +92,7 @@ def load_study(path: File, overrides: Sequence[str] = ()) -> Study:
         seed_sets = checks.resolve_seeds(spec.seeds, stages, default.treatment.base.from_scratch)
         with _collector_paused():
             candidates = expand(document.values)
+        idle.check_inherited(document, candidates)
         names = [DEFAULT, *(arm.name for arm in candidates)]
         checks.check_compare(spec.compare, names, spec)
         checks.check_strategy(spec.launch)
@@ -198,7 +199,7 @@ def _arms(
         wanted = _asked(candidate, document, applier) if equal_compute.may_ask(candidate.changes) else None
         if wanted is not None:
             waiting[candidate.name] = wanted
-        arms[candidate.name] = None if wanted else _arm(candidate, document, resolver, applier)
+        arms[candidate.name] = None if wanted else _arm(candidate, default, document, resolver, applier)
     treatments = {arm.name: arm.treatment for arm in (default, *arms.values()) if arm is not None}
     lengths = {stage.name: stage.tokens for stage in default.treatment.stages}
     for candidate in candidates if waiting else ():
@@ -248,9 +249,10 @@ def _position(document: Document, mistake: Mistake) -> tuple[bool, Any]:
     return not mistake.at_key, document.locate(mistake.path, mistake.at_key)[0]
 
 
-def _arm(candidate: Candidate, document: Document, resolver: Resolver, applier: Applier) -> Arm:
+def _arm(candidate: Candidate, default: Arm, document: Document, resolver: Resolver, applier: Applier) -> Arm:
     try:
         treatment = resolver.treatment(applier.apply(candidate.changes))
+        idle.check_used(candidate, treatment, default.treatment)
         return Arm(candidate.name, candidate.declared, treatment, candidate.levels, candidate.varied)
     except Mistake as mistake:
         raise located(document, mistake, candidate) from None

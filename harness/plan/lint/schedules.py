@@ -84,7 +84,10 @@ def cold_without_warmup(arm: Arm, path: Path) -> Iterator[Lint]:
         if is_cold and stage.optimizer.name in FULL_SIZE_AT_FIRST:
             piece = next(piece for (_, piece), end in zip(path.pieces, path.ends, strict=True) if start < end)
             begins = rate(piece, start, 1)
-            warms_up = piece.get("at") == "end" and piece.get("start") == start
+            # A warm-up of one batch has its end as its only rate.
+            warms_up = (
+                piece.get("at") == "end" and piece["start"] == start and piece["end"] > start + stage.batch_tokens
+            )
             if not warms_up and begins > 0.1 * stage.optimizer.lr:
                 what = f"`{stage.name}` begins" if start else "starts"
                 message = f"{what} with a cold optimizer at a rate of {begins:g} without warm-up"
