@@ -42,6 +42,7 @@ def _rests_on(prepared: Prepared) -> str:
         {
             "plan": prepared.plan.to_json()["runs"],
             "file": prepared.study.text,
+            "declared": digest(prepared.study.resolved),  # with includes and `--set`
             "resolved": prepared.plan.record()["science"],
             "compare": prepared.study.spec.compare.model_dump(mode="json"),
             "states": sorted([name, seen.outcome, seen.weights] for name, seen in observed.states.items()),
