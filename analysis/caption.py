@@ -26,6 +26,7 @@ def caption(frame: Frame, comparisons: Comparisons, metrics: Sequence[Metric]) -
         *(f"{clause}." for metric in frame.primary for clause in _straying(comparisons, metric)),
         _missing(comparisons, metrics),
         _crossed(frame),
+        trunk_text(frame),
         merged_text(frame),
         *_margins(frame, comparisons),
     ]
@@ -96,6 +97,16 @@ def _tested(frame: Frame, comparisons: Comparisons) -> list[str]:
             f"Smallest true difference that would have been seen with a probability of {POWER:.1f}: {seen}."
         )
     return sentences
+
+
+def trunk_text(frame: Frame) -> str:
+    """What no error holds where all seeds go on from one trained state (`seeds.from`); empty where they do not."""
+    paths = [set(run.path) for run in frame.runs_of(frame.compare.baseline)]
+    common = set.intersection(*paths) if len(paths) > 1 else set()
+    if not common:
+        return ""
+    tokens = render.tokens_text(max(int(frame.segments[state]["tokens_to"]) for state in common))
+    return f"All seeds go on from one trunk of {tokens} tokens: what another trunk would have given is in no error."
 
 
 def merged_text(frame: Frame) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import appendix, audit, compute, figures, normalised, render
-from analysis.caption import merged_text
+from analysis.caption import merged_text, trunk_text
 from analysis.claims import answers, margin_answers, metric_decimals, straying_clauses
 from analysis.continuations import continuations
 from analysis.effects import ALPHA, POWER, Comparisons
@@ -53,6 +53,7 @@ def _head(frame: Frame, comparisons: Comparisons) -> dict[str, Any]:
         "primary_declared": frame.primary_declared,
         "family": {"arms": arms, "metrics": metrics, "level": f"{100 * (1 - ALPHA):.0f} %"},
         "power": f"{100 * POWER:.0f} %",
+        "tested": any(d.adjusted is not None for d in comparisons.to_baseline.values()),
         "answers": [{"metric": m, "clauses": clauses} for m, clauses in answers(frame, comparisons)],
         "margins": [{"metric": m, "clauses": clauses} for m, clauses in margin_answers(frame, comparisons)],
         "one_sided": f"{100 * ONE_SIDED:g} %",
@@ -78,6 +79,8 @@ def _tables(frame: Frame, comparisons: Comparisons, rows: Sequence[Row]) -> dict
         "shown": shown,
         "variance": {m.name: _variance(comparisons, m, printers[m.name]) for m in frame.metrics},
         "merged_text": merged_text(frame),
+        "trunk_text": trunk_text(frame),
+        "measured": any(comparisons.residual_sd(m.name) is not None for m in frame.primary),
         "unvarying": {m.name: comparisons.unvarying(m.name) for m in frame.metrics},
         "straying": {m.name: straying_clauses(comparisons, m) for m in frame.metrics},
         "outside": [model.name for model in frame.outside],

@@ -297,6 +297,32 @@ def test_figures_are_svg_documents_with_a_line_for_each_arm(killed: Path) -> Non
     assert "context" not in schedule  # the same for all arms
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_a_study_that_tests_nothing_promises_no_interval(tmp_path: Path) -> None:
+    build(fabricate(tmp_path, Design(seeds=("d1",))))
+    markdown = (tmp_path / "report" / "report.md").read_text("utf-8")
+    for text in (page(tmp_path).text, markdown):
+        assert "Δ: difference to the baseline, not tested." in text
+    assert not any(said in markdown for said in ("Dunnett", "MDE", "±", "interval holds"))
+    assert "In brackets: the interval" not in page(tmp_path).text
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_that_all_seeds_go_on_from_one_trunk_is_said_wherever_errors_are(tmp_path: Path) -> None:
+    root = fabricate(tmp_path, Design())
+    said = "All seeds go on from one trunk of 205k tokens"
+    build(root)
+    assert said not in (root / "report" / "report.md").read_text("utf-8")
+    plan = (root / "plan.json").read_text("utf-8")
+    for seed in ("d2", "d3"):
+        plan = plan.replace(key("trunk", seed), key("trunk", "d1"))
+    (root / "plan.json").write_text(plan)
+    build(root)
+    markdown = (root / "report" / "report.md").read_text("utf-8")
+    for text in (page(root).text, markdown, (root / "report" / "table_main.tex").read_text("utf-8")):
+        assert said in text
+
+
 @pytest.mark.filterwarnings("error")
 def test_every_arm_is_in_the_legend_as_it_is_written(tmp_path: Path) -> None:
     names = ("_first", "$x_1^2$")  # matplotlib would leave out the one and set the other as a formula
