@@ -20,7 +20,7 @@ FAMILY_TITLES = {
     "accuracy": "Accuracy",
     "other": "Other measures",
 }
-LOWER_IS_BETTER = ("bits_per_byte", "bpb", "loss", "nll", "nats_per_token", "perplexity", "brier")
+LOWER_IS_BETTER = ("bits_per_byte", "loss", "nll", "nats_per_token", "perplexity", "brier")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def family_of(measure: str) -> Family:
 
 def guess_direction(name: str) -> bool:
     """Whether higher is better, for a metric that no evaluation has reported yet."""
-    return not any(word in name for word in LOWER_IS_BETTER)
+    measure = name.rpartition(".")[2]  # `glossary.acc` holds no loss
+    return not (name.startswith("bpb.") or any(word in measure for word in LOWER_IS_BETTER))
 
 
 def in_order(metrics: Iterable[Metric], primary: Iterable[str]) -> list[Metric]:

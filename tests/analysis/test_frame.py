@@ -10,7 +10,7 @@ import pytest
 
 from analysis.effects import Comparisons
 from analysis.frame import END, read_frame
-from analysis.metrics import family_of
+from analysis.metrics import family_of, guess_direction
 from harness.study.errors import UserError
 from tests.analysis.fabricate import EFFECTS, Design, fabricate, key
 
@@ -117,6 +117,14 @@ def test_half_way_a_headline_that_nothing_has_reported_has_its_column(tmp_path: 
     shutil.rmtree(root / "evals")
     names = [m.name for m in read_frame(root).metrics]
     assert names == ["bpb.docs", "bpb.math", "quickstart.average", "quickstart.sums.acc", "quickstart.facts.acc"]
+
+
+@pytest.mark.parametrize(
+    ("name", "higher"),
+    [("base.glossary.acc", True), ("bpb.docs", False), ("tasks.books.word_perplexity", False), ("x.y.nll", False)],
+)
+def test_the_direction_of_what_nothing_has_reported_is_that_of_its_measure(name: str, higher: bool) -> None:
+    assert guess_direction(name) is higher
 
 
 def test_a_primary_metric_that_no_evaluation_reports_is_said_to_be_none(tmp_path: Path) -> None:
