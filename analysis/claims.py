@@ -187,7 +187,7 @@ def straying_clauses(comparisons: Comparisons, metric: Metric) -> list[str]:
 
 
 def _too_short(every: bool) -> str:
-    return "all intervals here are too short" if every else "its interval is too short"
+    return "all intervals here are too short" if every else "its interval is too short, and the others' are too long"
 
 
 def _sentence(clauses: list[str]) -> list[str]:
