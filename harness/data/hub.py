@@ -17,6 +17,8 @@ from harness.study.errors import UserError, nearest
 
 DEFAULT_SPLIT = "train"
 DEFAULT_CONFIGURATION = "default"
+# Data in forms that are not read here: beside files that are, they would be missing without a word.
+_NOT_READ = (".gz", ".bz2", ".xz", ".zip", ".tar", ".csv", ".tsv", ".arrow")
 
 
 def fetch(declared: Mapping[str, Any], source: str) -> list[Path]:
@@ -38,7 +40,7 @@ def fetch(declared: Mapping[str, Any], source: str) -> list[Path]:
 
 def choose(names: Sequence[str], card: Mapping[str, Any], declared: Mapping[str, Any], source: str) -> list[str]:
     """The files, of `names`, of the declared configuration and split. card: the front matter of the README. Pure."""
-    usable = [name for name in names if name.endswith(SUFFIXES)]
+    usable = [name for name in names if name.endswith((*SUFFIXES, *_NOT_READ))]
     configurations = {
         str(entry["config_name"]): entry
         for entry in card.get("configs") or ()
@@ -59,7 +61,13 @@ def choose(names: Sequence[str], card: Mapping[str, Any], declared: Mapping[str,
         folder = [one for one in usable if wanted is None or one.startswith(f"{wanted}/")]
         named = [one for one in folder if split in re.split(r"[/._-]", one)]
         chosen = named or [one for one in folder if split == DEFAULT_SPLIT]
-    if not chosen:
+    left_out = [one for one in chosen if not one.endswith(SUFFIXES)]
+    if left_out and len(left_out) < len(chosen):
+        raise UserError(
+            f"source `{source}`: {len(left_out)} of the {len(chosen)} files of {declared['hf']} that are asked for, "
+            f"such as {left_out[0]}, are none of {', '.join(SUFFIXES)}; fetch them, convert them and use `files`."
+        )
+    if left_out or not chosen:
         what = f"`{wanted}`, split `{split}`" if wanted else f"split `{split}`"
         raise UserError(
             f"source `{source}`: {declared['hf']} has no file of {what} among {', '.join(SUFFIXES)}; fetch it, "

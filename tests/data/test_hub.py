@@ -78,6 +78,18 @@ def test_what_the_card_does_not_have_is_refused(name: str, split: str, message: 
         chosen(CARD, name, split)
 
 
+def test_files_of_a_split_that_cannot_be_read_are_not_passed_over() -> None:
+    """The others alone would be another data set."""
+    names = [*NAMES, "a/2.jsonl.gz"]
+    with pytest.raises(
+        UserError, match=r"1 of the 4 files of someone/texts that are asked for, such as a/2\.jsonl\.gz"
+    ):
+        chosen(CARD, "both", names=names)
+    assert chosen(CARD, "plain", names=names) == ["a/0.parquet"]
+    with pytest.raises(UserError, match="has no file of"):
+        chosen({}, names=["train.csv"])
+
+
 def test_a_branch_is_refused_because_it_moves() -> None:
     with pytest.raises(UserError, match="`revision: main` is no commit; expected its 40 hexadecimal digits"):
         hub.fetch({"hf": "someone/texts", "revision": "main", "split": "train"}, "web")
