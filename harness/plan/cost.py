@@ -3,6 +3,7 @@
 Per token, forward and backward: 6 N + 6 L d T for causal attention (scores and values, half of T seen on average), N
 being the parameters of matrix products (all but the embedding look-up; the output head counts, tied or not), L layers
 of attention width d, T the context. PaLM's appendix B (2204.02311) has 12 L d T, which counts the masked half too.
+A layer with a window of w positions sees w - w^2 / 2T of them on average, once rows are longer: 6 d (2 w - w^2 / T).
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ GPU_HOURS_BASIS = "assumed: 40 % of 989 TFLOP/s (H100, dense bf16)"
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the cost of a model follows from. total: all parameters; matmul: those in matrix products."""
+    """What the cost of a model follows from. total: all parameters; matmul: those in matrix products. windows: of the
+    layers that attend to the nearest positions alone; the others attend to all."""
 
     total: int
     matmul: int
     layers: int
     attention_width: int
+    windows: tuple[int, ...] = ()
 
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations per trained token, forward and backward, causal attention."""
-        return 6 * self.matmul + 6 * self.layers * self.attention_width * context
+        seen = (self.layers - len(self.windows)) * context
+        seen += sum(2 * near - near * near // context for near in (min(window, context) for window in self.windows))
+        return 6 * self.matmul + 6 * self.attention_width * seen
 
 
 def gpu_hours(flops: float) -> float:
@@ -44,8 +49,20 @@ def shape_of(manifest: Mapping[str, Any] | None, config: Mapping[str, Any] | Non
         heads = resolved.get("num_attention_heads", resolved.get("n_head", 1))
         hidden = manifest["hidden"]
         width = heads * (resolved.get("head_dim") or hidden // heads)
-        return ModelShape(parameters["total"], parameters["matmul"], manifest["layers"], width)
+        layers = manifest["layers"]
+        return ModelShape(parameters["total"], parameters["matmul"], layers, width, windows_of(resolved, layers))
     return _llama_shape(config) if config is not None else None
+
+
+def windows_of(config: Mapping[str, Any], layers: int) -> tuple[int, ...]:
+    """The windows of a model's layers that do not see the whole row, from the fields of its configuration. 0: a layer
+    whose cost does not grow with the row (linear attention, a convolution, a recurrence)."""
+    window = int(config.get("sliding_window") or 0)
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return (window,) * layers if window else ()
+    of_kind = {"linear_attention": 0, "conv": 0, "mamba": 0} | ({"sliding_attention": window} if window else {})
+    return tuple(of_kind[kind] for kind in kinds if kind in of_kind)
 
 
 def _llama_shape(config: Mapping[str, Any]) -> ModelShape | None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.plan.cost import ModelShape
+from harness.plan.cost import ModelShape, windows_of
 from harness.study.errors import UserError
 from harness.train.kernels import resolve
 from harness.train.measure import Setting, as_json
@@ -366,7 +366,8 @@ def _shape(config: Any) -> ModelShape:
     sizes = shape_of(config)
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or sizes.hidden // heads)
-    return ModelShape(sizes.total, sizes.matmul, sizes.layers, width)
+    windows = windows_of(config.to_dict(), sizes.layers)
+    return ModelShape(sizes.total, sizes.matmul, sizes.layers, width, windows)
 
 
 def _peak(processor: str) -> float | None:
