@@ -50,6 +50,8 @@ def show(folder: Folder, run: str, out: TextIO, follow: bool) -> None:
                 print(f"nothing was printed by {run} yet", file=out)
             return
         time.sleep(FOLLOW_SECONDS)
+        if not folder.root.is_dir():
+            raise UserError(f"{folder.root} is gone: it was moved or removed.")
 
 
 def _news(path: Path, shown: dict[File, int]) -> tuple[bytes, File | None]:

@@ -21,6 +21,7 @@ from harness.launch.worker import PERFORM, load_perform
 from harness.store import plans, states
 from harness.store.atomic import WriteFailed, sweep
 from harness.store.layout import Folder
+from harness.study.errors import UserError
 
 if TYPE_CHECKING:
     from harness.launch.prepare import Prepared
@@ -164,7 +165,8 @@ class Worked:
 
 
 def work(prepared: Prepared, options: Options, listener: Silent) -> Worked:
-    """Do what the recorded plan says, and where that lets held arms go, do those, too."""
+    """Do what the recorded plan says, and where that lets held arms go, do those, too. Raises UserError where the
+    folder is gone meanwhile."""
     worked = Worked(prepared)
     while True:
         before = worked.after
@@ -173,6 +175,11 @@ def work(prepared: Prepared, options: Options, listener: Silent) -> Worked:
         worked.trained_tokens += _trained_tokens(queue)
         worked.evaluated += _evaluated(queue)
         worked.signal = stop.signal
+        if not before.folder.plan_json.exists():
+            raise UserError(
+                f"{before.folder.root} was moved or removed while it was worked in; `ablate run STUDY.yaml -o DIR` "
+                "goes on with it where it is now."
+            )
         if queue.results:
             worked.after = prepare.again(before, options.share)
         released = options.train and set(before.plan.held) - set(worked.after.plan.held)

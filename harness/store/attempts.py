@@ -47,7 +47,13 @@ class Attempt:
         return self.state.attempt(self.number)
 
     def check_owner(self) -> None:
-        """Raise Fenced when a newer attempt exists."""
+        """Raise Fenced when a newer attempt exists, and UserError when this one's record is gone: whoever removed or
+        moved the folder wants nothing more written in its place."""
+        if not (self.folder / "env.json").exists():
+            raise UserError(
+                f"{self.folder} is gone: the results folder was moved or removed while it was worked in. `ablate run "
+                "STUDY.yaml -o DIR` goes on with it where it is now."
+            )
         newest = self.state.attempt_numbers()[-1]
         if newest > self.number:
             raise Fenced(f"attempt {newest} of {self.state.id} has begun; attempt {self.number} stops")

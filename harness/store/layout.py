@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def _numbered(folder: Path) -> list[int]:
+    """The numbers that name what lies in `folder`, ascending; none where it is not there (any more)."""
+    try:
+        return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 class Folder:
     """A study's results folder. Nothing is created by naming it."""
 
@@ -28,10 +36,7 @@ class Folder:
 
     def all_submissions(self) -> list[SubmissionFolder]:
         """What was submitted to Slurm, in order."""
-        if not self.submissions.is_dir():
-            return []
-        numbers = sorted(int(path.name) for path in self.submissions.iterdir() if path.name.isdigit())
-        return [self.submission(number) for number in numbers]
+        return [self.submission(number) for number in _numbered(self.submissions)]
 
     def source_manifest(self, name: str) -> Path:
         return self.manifests / "sources" / f"{name}.json"
@@ -82,18 +87,14 @@ class StateFolder:
 
     def attempt_numbers(self) -> list[int]:
         """Numbers of the attempts that have begun, ascending."""
-        if not self.attempts.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.attempts.iterdir() if path.name.isdigit())
+        return _numbered(self.attempts)
 
     def checkpoint(self, tokens: int) -> Path:
         return self.checkpoints / str(tokens)
 
     def checkpoint_tokens(self) -> list[int]:
         """Tokens of the checkpoint folders that are there, complete or not, ascending."""
-        if not self.checkpoints.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit())
+        return _numbered(self.checkpoints)
 
 
 class SubmissionFolder:

@@ -241,3 +241,20 @@ def long_state(root: Path) -> str:
         return path_of(Folder(root), "more=0/d1")[-1]
     except (OSError, json.JSONDecodeError):
         return "not planned yet"
+
+
+def test_a_folder_that_is_moved_while_it_is_worked_in_is_said_to_be_and_goes_on_where_it_is(unscored: Path) -> None:
+    """A report of what nobody finds there any more would look as if the results were lost."""
+    here, there = unscored.parent / "results", unscored.parent / "elsewhere"
+
+    class Mover(Silent):
+        def settled(self, item: Any, result: Any) -> None:
+            if here.exists() and not there.exists() and item.kind == "train":
+                here.rename(there)
+
+    with pytest.raises(UserError, match="results was moved or removed while it was worked in"):
+        run.run(options(unscored), Mover())
+    assert not (here / "report").exists()
+    report, _ = bring(options(unscored, folder=there))
+    assert {item.end for item in report.ended.runs} == {"done"}
+    assert len(starts(Folder(there))) == len(set(starts(Folder(there)))), "nothing that was there is done again"

@@ -13,6 +13,7 @@ import pytest
 from harness.store import atomic, attempts, checkpoints, evaluations, metrics, states
 from harness.store.layout import Folder, StateFolder
 from harness.store.markers import Damaged, UnknownSchema
+from harness.study.errors import UserError
 
 
 def checkpoint(state: StateFolder, tokens: int, weights: bytes = b"w" * 100) -> checkpoints.CheckpointMarker:
@@ -184,3 +185,20 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
         value = atomic.read_json(target)
         assert value["n"] >= 1
         assert len(value["fill"]) == 200000
+
+
+def test_an_attempt_whose_folder_was_moved_away_stops_and_writes_nothing_in_its_place(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "results" / "states" / "s")
+    attempt = attempts.begin(state, {})
+    attempt.check_owner()
+    (tmp_path / "results").rename(tmp_path / "elsewhere")
+    (state.attempt(0)).mkdir(parents=True)  # as a line of metrics leaves it
+    with pytest.raises(UserError, match="moved or removed while it was worked in"):
+        attempt.check_owner()
+
+
+def test_what_is_removed_while_it_is_looked_at_is_not_there(tmp_path: Path) -> None:
+    state = StateFolder(tmp_path / "s")
+    assert state.attempt_numbers() == state.checkpoint_tokens() == []
+    state.root.write_text("")
+    assert state.attempt_numbers() == Folder(state.root).all_submissions() == []
