@@ -7,6 +7,7 @@ import contextlib
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -207,18 +208,21 @@ def status(options: argparse.Namespace) -> int:
     if options.watch and options.json:
         raise CallError("`--watch` shows a table again and again, `--json` prints one object; use one of them.")
     ticker = Ticker(folder)
-    while True:
-        if options.watch:
-            ticker.tick()
-        runs, problem = look.look(folder)
-        if options.json:
-            return _json(look.to_json(folder, runs, problem))
-        if options.watch and sys.stdout.isatty():
-            print("\x1b[H\x1b[2J", end="")
-        blind = [] if problem is None else [f"without a look at the queue: {problem}"]
-        print(look.text(runs, [*blind, *look.tracking(folder), *ticker.said]), flush=True)
-        if not options.watch or not _slept(LOOK_SECONDS if ticker.used else 2.0):
-            return DONE
+    with contextlib.suppress(KeyboardInterrupt) if options.watch else contextlib.nullcontext():  # the way to end it
+        while True:
+            if options.watch:
+                ticker.tick()
+            runs, problem = look.look(folder)
+            if options.json:
+                return _json(look.to_json(folder, runs, problem))
+            if options.watch and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            blind = [] if problem is None else [f"without a look at the queue: {problem}"]
+            print(look.text(runs, [*blind, *look.tracking(folder), *ticker.said]), flush=True)
+            if not options.watch:
+                break
+            time.sleep(LOOK_SECONDS if ticker.used else 2.0)
+    return DONE
 
 
 def logs(options: argparse.Namespace) -> int:
@@ -405,17 +409,6 @@ def _executor(options: argparse.Namespace) -> ExecutorName:
         raise CallError("`--jobs` is for this machine; on a cluster `launch.parallel` says how many run at once.")
     name: ExecutorName = options.executor
     return name
-
-
-def _slept(seconds: float) -> bool:
-    """Wait; False when Ctrl-C ended it, which is the way to end `--watch`."""
-    import time
-
-    try:
-        time.sleep(seconds)
-    except KeyboardInterrupt:
-        return False
-    return True
 
 
 def _json(value: Any, code: int = DONE) -> int:

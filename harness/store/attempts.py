@@ -22,7 +22,6 @@ from harness.store.layout import StateFolder
 from harness.store.markers import Damaged, read_marked
 from harness.store.processes import Observer, Pulse
 from harness.store.processes import identity as process_identity
-from harness.store.processes import process_start as process_start
 from harness.study.errors import UserError
 
 SCHEMA = 1

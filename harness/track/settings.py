@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OFFLINE = ("offline", "dryrun")
 OFF = "disabled"
+MODES = ("online", "run", "shared", *OFFLINE, OFF)
 Declared = Mapping[str, Mapping[str, Any]]
 
 
@@ -75,7 +76,8 @@ def targets(
 ) -> tuple[list[Target], list[str]]:
     """The targets of a study, and a line for each thing that a person should know of them.
 
-    The study wins over WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE, and the difference is said.
+    The study wins over WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE, and the difference is said. Raises UserError for a
+    mode that W&B does not have: it may have been meant to keep the runs here.
     """
     found: list[Target] = []
     said: list[str] = []
@@ -98,6 +100,8 @@ def _wandb(settings: Mapping[str, Any], study: str, environment: Mapping[str, st
         if written and here and written != here:
             said.append(f"wandb: the study's {key} `{written}` is used, not {variable}={here}")
     mode = values["mode"] or "online"
+    if mode not in MODES:
+        raise UserError(f"WANDB_MODE={mode} is no mode of W&B; {nearest(mode, MODES)}")
     if mode == OFF:
         said.append("wandb: WANDB_MODE=disabled, so nothing is sent; `ablate sync` can send it later")
         return None

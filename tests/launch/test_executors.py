@@ -21,7 +21,7 @@ from harness.launch.queue import Queue
 from harness.launch.stop import Stop
 from harness.launch.work import Failure, Result, Work
 from harness.launch.worker import load_perform
-from harness.store import attempts
+from harness.store import attempts, processes
 from harness.store.atomic import read_json_lines, write_json
 from harness.store.layout import Folder
 
@@ -166,7 +166,7 @@ def test_a_state_at_which_another_process_works_is_waited_for(executor: Executor
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     attempt = attempts.begin(state, {})
     env = {"schema": 1, **attempts.process_identity(), "pid": other.pid}
-    env["started"] = attempts.process_start(other.pid)
+    env["started"] = processes.process_start(other.pid)
     write_json(attempt.folder / "env.json", env)
     recorder = Recorder()
     recorder.waited_for = other
@@ -253,7 +253,7 @@ def test_workers_do_not_outlive_a_killed_controller(tmp_path: Path) -> None:
     controller.kill()
     controller.wait()
     deadline = time.monotonic() + 5
-    while attempts.process_start(worker) is not None and time.monotonic() < deadline:
+    while processes.process_start(worker) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert attempts.process_start(worker) is None
+    assert processes.process_start(worker) is None
     assert [event["kind"] for event in attempts.read_events(Folder(tmp_path).state("long"))] == ["stopped"]

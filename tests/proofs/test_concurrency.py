@@ -37,7 +37,7 @@ import pytest
 
 from harness.data.token_store import is_complete
 from harness.launch import verify
-from harness.store import attempts
+from harness.store import attempts, processes
 from harness.store.layout import Folder, StateFolder
 from tests.proofs.ablate import ablate, command, disagreements, environment, events, final_weights, updates
 from tests.proofs.small import write_small
@@ -136,7 +136,7 @@ def test_a_second_run_is_told_who_holds_the_folder_and_has_it_once_the_first_is_
     assert state is not None
     worker, reached = worker_of(state), max(state.checkpoint_tokens())
     first.kill()
-    until(lambda: attempts.process_start(worker) is None, seconds=20)  # no orphan goes on training
+    until(lambda: processes.process_start(worker) is None, seconds=20)  # no orphan goes on training
     rest, _ = waiting.communicate(timeout=300)
     assert waiting.returncode == 0, rest
     resumed = [event["tokens"] for event in events(folder)[state.id] if event["kind"] == "attempt_started"]
@@ -168,7 +168,7 @@ def test_a_worker_that_was_suspended_and_taken_over_stops_before_it_writes(
         before = {path: path.stat().st_mtime_ns for path in state.root.rglob("*") if path.is_file()}
     finally:
         os.kill(zombie, signal.SIGCONT)
-    until(lambda: attempts.process_start(zombie) is None, seconds=30)
+    until(lambda: processes.process_start(zombie) is None, seconds=30)
     after = {path: path.stat().st_mtime_ns for path in state.root.rglob("*") if path.is_file()}
     old = state.attempt(0)
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
@@ -230,7 +230,7 @@ def test_a_closed_terminal_and_two_interrupts(
     until(lambda: is_told(worker, signal.SIGTERM), process)
     os.kill(worker, signal.SIGCONT)
     process.wait(timeout=60)
-    until(lambda: attempts.process_start(worker) is None, seconds=20)
+    until(lambda: processes.process_start(worker) is None, seconds=20)
     kinds = [event["kind"] for event in events(folder)[state.id]]
     assert kinds[-1] == "stopped" and "checkpoint" in kinds  # it wrote its checkpoint and left
 

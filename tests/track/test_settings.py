@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.study import load_study
+from harness.study.errors import UserError
 from harness.track import check
 from harness.track.settings import Target, declared, targets
 
@@ -50,6 +51,12 @@ def test_without_a_project_runs_lie_under_the_study() -> None:
 def test_disabled_sends_nothing_and_says_so() -> None:
     found, (said,) = targets({"wandb": {}}, "study", {"WANDB_MODE": "disabled"})
     assert found == [] and "nothing is sent; `ablate sync` can send it later" in said
+
+
+def test_a_mode_that_is_mistyped_is_refused_and_sends_nothing() -> None:
+    """Taken for online it would send what was meant to stay here."""
+    with pytest.raises(UserError, match=r"WANDB_MODE=ofline is no mode of W&B; did you mean `offline`"):
+        targets({"wandb": {}}, "s", {"WANDB_MODE": "ofline"})
 
 
 def test_what_was_sent_to_one_place_says_nothing_of_another() -> None:

@@ -75,8 +75,7 @@ def _rounds(prepared: Prepared, queue: client.Queue, options: Options, listener:
             pause, said = FIRST_POLL, line
         _sleep(pause, stop)
         if stop.signal is not None:
-            listener.note("the jobs stay in the queue; `ablate cancel` takes them out")
-            return _report(prepared, ticked, options, listener, stop.signal)
+            break
         pause = min(LONGEST_POLL, pause * 1.5)
         try:
             queue = client.look(prepared.folder)
@@ -84,7 +83,9 @@ def _rounds(prepared: Prepared, queue: client.Queue, options: Options, listener:
             ticked, problem = _round(prepared, queue, options, listener), ""
         except client.Unreachable as error:  # a controller that is started again answers in a while
             problem = f"waiting for Slurm: {error}"
-    return _report(prepared, ticked, options, listener)
+    if stop.signal is not None:
+        listener.note("the jobs stay in the queue; `ablate cancel` takes them out")
+    return _report(prepared, ticked, options, listener, stop.signal)
 
 
 def _round(prepared: Prepared, queue: client.Queue, options: Options, listener: Silent) -> Ticked:
@@ -117,9 +118,7 @@ def _sleep(seconds: float, stop: Stop) -> None:
         time.sleep(0.1)
 
 
-def _report(
-    prepared: Prepared, ticked: Ticked, options: Options, listener: Silent, stopped_by: int | None = None
-) -> Report:
+def _report(prepared: Prepared, ticked: Ticked, options: Options, listener: Silent, stopped_by: int | None) -> Report:
     """How the runs stand. The page is written by whoever finds nothing left to do: the last job, as a rule."""
     rest: outcome.End | None = None if ticked.quiet else "queued"
     observed = prepared.seen.observed

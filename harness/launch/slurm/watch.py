@@ -28,7 +28,8 @@ class Ticker(Silent):
         self.said.append(text)
 
     def tick(self) -> None:
-        """Tick if it is time. What keeps it from that is said, never raised; somebody else who is at work does it."""
+        """Tick if it is time. What keeps it from that is said, never raised; somebody else who is at work does it.
+        Raises KeyboardInterrupt when that came while it submitted, which is done to its end."""
         if not self.used or time.monotonic() < self._next:
             return
         from harness.launch.lock import at_work
@@ -39,6 +40,8 @@ class Ticker(Silent):
             return
         self.said = []
         try:
-            again(self._folder, self)
+            done = again(self._folder, self)
+            if done is not None and done.ended.signal is not None:
+                raise KeyboardInterrupt
         except UserError as error:
             self.said.append(str(error))

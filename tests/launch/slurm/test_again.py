@@ -16,6 +16,7 @@ from harness.launch.progress import Silent
 from harness.launch.slurm import bring, client, close, people
 from harness.launch.slurm.again import again
 from harness.launch.slurm.submit import Refused, Submitter
+from harness.launch.slurm.watch import Ticker
 from harness.launch.status import status
 from harness.store.layout import Folder
 from harness.store.submissions import Intent
@@ -236,3 +237,21 @@ def test_a_cancel_that_slurm_does_not_hear_of_has_asked_for_nothing(
     with pytest.raises(client.Unreachable):
         people.cancel(folder, [])
     assert not list(folder.submissions.glob("asked/*"))
+
+
+def test_ctrl_c_while_it_submits_lets_it_end_and_is_heard_then(
+    scored: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sbatch(submitter: Submitter, place: Path, intent: Intent, array: str | None) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        return slurm.sbatch(submitter, place, intent, array)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Submitter, "_sbatch", sbatch)
+        report = submit(scored)
+    assert report.ended.exit_code == 130 and slurm.intents[-1].kind == "close"
+    assert not submit(scored).ticked.submitted  # type: ignore[union-attr]
+    slurm.lose_everything()
+    monkeypatch.setattr(Submitter, "_sbatch", sbatch)
+    with pytest.raises(KeyboardInterrupt):
+        Ticker(report.folder).tick()
