@@ -46,8 +46,10 @@ def plan(options: argparse.Namespace) -> int:
     from harness.plan import render
 
     print(render.text(prepared.plan, prepared.pools, shared=prepared.shared_pools))
-    for damage in prepared.seen.damage:
-        print(f"damaged: {damage}")
+    if prepared.seen.record:
+        print(render.record(str(prepared.folder.root)))
+    elif prepared.seen.damage:
+        print(render.damage(prepared.seen.damage))
     return DONE
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import arithmetic, hub, passages, stdlib
-from harness.data.files import matching_files, read_files, takes_field
+from harness.data.files import DEFAULT_FIELD, matching_files, read_files, takes_field
 from harness.plan.canonical import digest
 from harness.study.checks import PARAMETERS
 from harness.study.errors import UserError, nearest
@@ -77,15 +77,24 @@ class Source:
         return paths
 
     @property
+    def _filled(self) -> Mapping[str, Any]:
+        """`declared` with the field that is read where none is written."""
+        return {**self.declared, "text": self.declared["text"] or DEFAULT_FIELD} if self.is_files else self.declared
+
+    @property
+    def is_files(self) -> bool:
+        return "files" in self.declared
+
+    @property
     def whole_declaration(self) -> dict[str, Any]:
         """`declared` with the rules that choose among the documents."""
         shortest = {"min_length": self.min_length} if self.min_length else {}
-        return {**self.declared, **shortest, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"}
+        return {**self._filled, **shortest, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"}
 
     @property
     def pool(self) -> str:
         """Names the documents that it is a view of: sources that differ in `min_length` alone share their documents."""
-        return digest({**self.declared, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"})
+        return digest({**self._filled, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"})
 
     def origins(self) -> set[str]:
         """Where its documents come from: files, the data set's split, or the generator (less of it is a beginning of

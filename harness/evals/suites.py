@@ -7,7 +7,8 @@ task added to a suite (under a new version) costs that task alone.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,23 @@ HELD_OUT_SUITE = "bpb"
 CONTINUATIONS = "continuations"  # its suite and its only task
 LONE_TASKS_SUITE = "tasks"
 HELD_OUT_FILE = "held_out.jsonl"
+
+
+class TaskError(UserError):
+    """A mistake about a suite or task. path: of its name in the study, such as `("eval", "suites", 0)`."""
+
+    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+@contextmanager
+def _named_at(*path: str | int) -> Iterator[None]:
+    """What goes wrong inside is a mistake about the name at `path`."""
+    try:
+        yield
+    except UserError as error:
+        raise TaskError(path, str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -119,16 +137,18 @@ def resolve_tasks(
     must leave that one out, for its key is of them all. folder: where the study's relative paths of task YAML begin
     (its own folder; None: the working directory).
 
-    Neither lm-eval nor torch is imported. Raises UserError for unknown names and files that are not there.
+    Neither lm-eval nor torch is imported. Raises TaskError for unknown names and files that are not there.
     """
     limit = None if spec.limit is None else int(spec.limit)
     found: list[EvalTask] = []
-    for name in spec.suites:
-        suite = load_suite(name)
+    for index, name in enumerate(spec.suites):
+        with _named_at("eval", "suites", index):
+            suite = load_suite(name)
         found += [_task(suite.name, entry, None, settings, limit) for entry in suite.tasks]
-    for name in spec.tasks:
+    for index, name in enumerate(spec.tasks):
         entry = SuiteTask(name, None, None)
-        found.append(_task(LONE_TASKS_SUITE, entry, folder or Path(), settings, limit))
+        with _named_at("eval", "tasks", index):
+            found.append(_task(LONE_TASKS_SUITE, entry, folder or Path(), settings, limit))
     if settings.window is not None:
         found += [_held_out(name, manifest, settings) for name, manifest in source_manifests.items()]
     if settings.continuations and source_manifests:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
+from harness.launch.observe import is_record
 from harness.plan.lint import OF_RESULTS
 from harness.plan.stale import stale_states
 from harness.store import plans
@@ -15,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def check_folder(folder: Folder, share: bool) -> None:
-    """Refuse to mix shared and unshared states, which have different names, in one folder."""
+    """Refuse to mix shared and unshared states, which have different names, in one folder, and to train in a record."""
+    if is_record(folder):
+        root = folder.root
+        raise UserError(
+            f"{root} is the record of a study, without manifests and weights: nothing can be trained from it. Move it "
+            f"aside (`mv {shlex.quote(str(root))} {shlex.quote(f'{root}.record')}`), or choose another folder with -o."
+        )
     entries = list(folder.root.iterdir()) if folder.root.is_dir() else []
     if not [entry for entry in entries if not entry.name.startswith(".")]:
         return

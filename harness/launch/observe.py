@@ -20,14 +20,27 @@ from harness.store.metrics import read_steps
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is, and a sentence for each thing that should be whole and is not."""
+    """What there is, and a sentence for each thing that should be whole and is not. record: see `is_record`."""
 
     observed: Observed
     damage: tuple[str, ...]
+    record: bool = False
+
+
+def is_record(folder: Folder) -> bool:
+    """Whether only the record of a study lies there: its metrics and evaluations, as a repository keeps them, without
+    the manifests and checkpoints that anything could be trained from."""
+    states = folder.all_states()
+    return bool(states) and not folder.manifests.exists() and not any(state.checkpoints.exists() for state in states)
 
 
 def observe(folder: Folder) -> Seen:
-    """Look through `folder`, which need not exist. Files that changed since the last look are hashed again."""
+    """Look through `folder`, which need not exist. Files that changed since the last look are hashed again.
+
+    A record counts as an empty folder: none of its states can be used.
+    """
+    if is_record(folder):
+        return Seen(Observed(code=tree_hash()), (), record=True)
     checksums = Checksums(folder.root)
     damage: list[str] = []
     seen: dict[str, StateSeen] = {}

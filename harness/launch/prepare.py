@@ -116,7 +116,7 @@ def _prepared(study: Study, folder: Folder, resolved: Resolved, share: bool) -> 
         plan = plan_of(study)
     verdicts = hold(plan, folder)
     plan.totals["sbatch_calls"] = sbatch_calls(plan, tasks)
-    return Prepared(study, folder, resolved, tasks, Seen(plan.observed, seen.damage), plan, verdicts)
+    return Prepared(study, folder, resolved, tasks, Seen(plan.observed, seen.damage, seen.record), plan, verdicts)
 
 
 def _at_cost(study: Study, resolved: Resolved) -> Study:

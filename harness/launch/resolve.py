@@ -52,6 +52,7 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
     from harness.data import resolve_sources, resolve_tokenizer
 
     asked = _asked(study)
+    _check_files(study)
     study = promoted(study, folder)
     earlier = manifests.read_base(folder)
     tokenizer = resolve_tokenizer(study, earlier and earlier["tokenizer"], note)
@@ -66,6 +67,20 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
         base = manifests.read_base(folder) or found
     discard_altered_stores(folder, note)
     return _resolved(study, base, resolve_sources(study, base, folder, note))
+
+
+def _check_files(study: Study) -> None:
+    """Raise StudyError for files of a source that are not there or cannot be a source, before any are read."""
+    from harness.data.sources import declared_sources
+
+    for name, source in declared_sources(study).items():
+        if not source.is_files:
+            continue
+        try:
+            source.paths()
+        except UserError as error:
+            message = str(error).removeprefix(f"source `{name}`: ")
+            raise study.error(Mistake(("sources", name, "files"), message)) from None
 
 
 def lacks_origin(resolved: Resolved) -> bool:
@@ -193,12 +208,15 @@ def evaluation_tasks(study: Study, resolved: Resolved) -> list[EvalTask]:
     Raises UserError, too, for a metric to compare that none of them measures.
     """
     from harness.evals.measured import check_measured
-    from harness.evals.suites import resolve_tasks
+    from harness.evals.suites import TaskError, resolve_tasks
 
     settings = evaluation_settings(study)
     if len(resolved.sources) < len(study.sources):
         settings = replace(settings, continuations=0)
-    tasks = resolve_tasks(study.spec.eval, resolved.sources, settings, study.path.parent)
+    try:
+        tasks = resolve_tasks(study.spec.eval, resolved.sources, settings, study.path.parent)
+    except TaskError as error:
+        raise study.error(Mistake(error.path, str(error))) from None
     compare = study.spec.compare
     named: list[tuple[tuple[str | int, ...], str]] = [
         *((("compare", "primary", index), metric) for index, metric in enumerate(compare.primary)),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harness.study.merges import Merge
 
 MOST_ARMS = 60
+MOST_DAMAGE = 8
 
 NO_VIEWS: Views = {}
 
@@ -34,6 +35,22 @@ def text(plan: Plan, pools: Mapping[str, int] | None = None, width: int = 80, sh
         _findings(plan, width),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def damage(found: Sequence[str], width: int = 80) -> str:
+    """A paragraph for each thing that should be whole and is not."""
+    shown = [f"damaged: {one}" for one in found[:MOST_DAMAGE]]
+    if len(found) > MOST_DAMAGE:
+        shown.append(f"… and {len(found) - MOST_DAMAGE} more (`ablate verify DIR` names them all)")
+    return "\n".join(line for one in shown for line in textwrap.wrap(one, width, subsequent_indent="  "))
+
+
+def record(folder: str, width: int = 80) -> str:
+    said = (
+        f"{folder} is the record of a study, without manifests and weights; this is the plan of an empty folder. "
+        "Before `ablate run`, move it aside or choose another folder with -o."
+    )
+    return "\n".join(textwrap.wrap(said, width))
 
 
 def table(rows: Sequence[Sequence[str]], right: Iterable[int] = (), width: int = 80, names: int | None = 0) -> str:

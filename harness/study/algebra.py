@@ -80,6 +80,7 @@ def expand(document: Mapping[str, Any]) -> list[Candidate]:
     """
     arms: dict[str, Candidate] = {}
     for index, item in enumerate(document.get("ablate", [])):
+        own: set[str] = set()
         for arm in _item(document, item, ("ablate", index)):
             known = arms.setdefault(arm.name, arm)
             if known is not arm and known.declared != arm.declared:
@@ -88,6 +89,9 @@ def expand(document: Mapping[str, Any]) -> list[Candidate]:
                     f"two arms have the name `{arm.name}` and different changes; expected one name for each, "
                     "which `cases` can give",
                 )
+            if arm.name in own:
+                raise Mistake(arm.origin, f"makes the arm `{arm.name}` a second time; expected every value once")
+            own.add(arm.name)
             if known.over != arm.over:
                 arms[arm.name] = replace(known, over=_stricter((known.over, arm.over)))
     return list(arms.values())

@@ -14,7 +14,7 @@ from harness.study.checks import check_name
 from harness.study.errors import Mistake, nearest
 from harness.study.includes import inherit
 from harness.study.mixtures import absorb, members
-from harness.study.paths import Path, dotted, find_path
+from harness.study.paths import Path, dotted, find_path, of_stage
 from harness.study.schema import ArmSpec, MixtureAxis
 from harness.study.units import kind
 from harness.study.validate import validate
@@ -138,6 +138,8 @@ def read_change(document: Mapping[str, Any], written: str, value: Any, origin: P
 
 def _arm_path(document: Mapping[str, Any], written: str, origin: Path) -> tuple[str, ...]:
     first = written.partition(".")[0]
+    if meant := of_stage(written, document):
+        raise Mistake(origin, meant, at_key=True)
     if first not in ArmSpec.names():
         said = f"an arm cannot change `{first}`, which is the same for every arm"
         raise Mistake(origin, f"{said}; {nearest(first, ArmSpec.names())}", at_key=True)

@@ -84,7 +84,7 @@ def resolve_source(name: str, source: SourceSpec) -> SourceSpec:
             )
             raise Mistake((*path, "revision"), message)
     else:
-        own, of = {"text": "text"}, "a source of files"
+        own, of = {"text": None}, "a source of files"  # unwritten it is `text` where files have fields: .txt have none
     for key in (*_GENERATED, "name", "split", "revision", "text"):
         if getattr(source, key) is not None and key not in own:
             raise Mistake((*path, key), f"{of} takes no `{key}`; {nearest(key, own)}", at_key=True)

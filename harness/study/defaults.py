@@ -89,7 +89,7 @@ _HELD: Mapping[type[Block], Mapping[str, str]] = {
     SkipSpikesSpec: {"window": code(SkipSpikes().window), "sigma": code(SkipSpikes().sigma)},
     SeedsSpec: {"init": code(UNDECLARED_SEEDS), "data": code(UNDECLARED_SEEDS)},
     EvalSpec: {
-        "max_length": "must be given, unless windows of held-out text are all",
+        "max_length": "must be given, unless held-out text is all and `continuations` is 0",
         "continuations": f"{code(DEFAULT_PROMPTS)} with `held_out`, else `0`",
         "limit": "all",
     },

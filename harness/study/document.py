@@ -1,48 +1,20 @@
-"""A study file as plain values, with the place of every key and value: YAML 1.2, include, `--set`.
-
-Strict where YAML is lenient: duplicate keys, merge keys (`<<`), tags and keys that are not text are refused.
-"""
+"""A study file as plain values, with the place of every key and value: YAML 1.2, include, `--set`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from harness.study.blocks import Block
 from harness.study.errors import Mistake, StudyError, nearest
 from harness.study.includes import change, merge
 from harness.study.paths import Path, dotted, find_path, has
-from harness.study.units import LARGEST, LONGEST_SHOWN
+from harness.study.reader import Marks, Place, parse
+from harness.study.units import kind
 
-_TAG = "tag:yaml.org,2002:"
 COMMAND_LINE = "--set "  # how the place of a value begins that was written there
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where something was written: a line of a file, or (line 0) a `--set` of the command line."""
-
-    source: str
-    line: int = 0
-    column: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """The places of one key (or list item) and of its value."""
-
-    key: Place
-    value: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +51,12 @@ class Document:
 
     def _place(self, path: Path, at_key: bool) -> Place:
         marks = self.marks[path]
-        block = isinstance(_walk(self.values, path), Mapping | list)
-        return marks.key if at_key or block else marks.value
+        if not isinstance(_walk(self.values, path), Mapping | list):
+            return marks.key if at_key else marks.value
+        if not at_key:  # what `--set` changed inside a block is why the block is looked at, as far as anybody knows
+            inside = (mark.value for at, mark in self.marks.items() if at[: len(path)] == path and not mark.value.line)
+            return next(inside, marks.key)
+        return marks.key
 
     def error(self, mistake: Mistake) -> StudyError:
         """`mistake` with its place."""
@@ -104,121 +80,16 @@ def read_text(path: File, place: str | None = None) -> str:
     except FileNotFoundError:
         beside = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise StudyError(place or str(path), f"there is no file {path}; {nearest(path.name, beside)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(place or str(path), f"{path} cannot be read: {error}; expected UTF-8 text") from None
-
-
-def parse(text: str, source: str, whole: Place | None = None) -> tuple[Any, dict[Path, Marks]]:
-    """YAML text as plain values with marks. `whole`: one place for everything, for text from the command line."""
-    reader = _Reader(source, whole)
-    try:
-        node = YAML(typ="safe", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = whole or (Place(source, mark.line + 1, mark.column + 1) if mark else Place(source))
-        problem = ", ".join(part for part in (error.context, error.problem) if part)
-        raise StudyError(str(place), f"is not YAML: {problem}") from None
-    except YAMLError as error:
-        raise StudyError(str(whole or source), f"is not YAML: {' '.join(str(error).split())}") from None
-    return (reader.read(node, ()) if node is not None else None), reader.marks
-
-
-class _Reader:
-    """Builds plain values from composed nodes."""
-
-    def __init__(self, source: str, whole: Place | None) -> None:
-        self.source, self.whole = source, whole
-        self.marks: dict[Path, Marks] = {}
-        self._open: set[int] = set()  # nodes being read: an alias to one of them never ends
-
-    def place(self, node: Node) -> Place:
-        mark = node.start_mark
-        return self.whole or Place(self.source, mark.line + 1, mark.column + 1)
-
-    def read(self, node: Node, path: Path, key: Node | None = None) -> Any:
-        self.marks[path] = Marks(self.place(key or node), self.place(node))
-        if id(node) in self._open:
-            raise self.error(key or node, path, "holds itself through an alias; expected plain values")
-        self._open.add(id(node))
-        try:
-            if isinstance(node, MappingNode):
-                return {name: self.read(value, (*path, name), key) for name, key, value in self._entries(node, path)}
-            if isinstance(node, SequenceNode):
-                return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
-            return self._scalar(node, path)
-        finally:
-            self._open.discard(id(node))
-
-    def error(self, node: Node, path: Path, message: str) -> StudyError:
-        return StudyError(str(self.place(node)), f"{dotted(path)}: {message}" if path else message)
-
-    def _entries(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node, Node]]:
-        first: dict[str, Node] = {}
-        self._check_tag(node, path, "map")
-        for key, value in node.value:
-            if key.tag == f"{_TAG}merge":
-                raise self.error(key, path, "`<<` is not YAML 1.2; expected the keys themselves, or `include`")
-            if not isinstance(key, ScalarNode) or key.tag not in (f"{_TAG}str", f"{_TAG}timestamp"):
-                shown = f"`{key.value}`" if isinstance(key, ScalarNode) else "a list or mapping"
-                raise self.error(key, path, f"the key {shown} is not text; expected a name, in quotes if need be")
-            name = self._text(key, path)
-            if name in first:
-                before = self.place(first[name])
-                raise self.error(key, (*path, name), f"is written twice, first at {before}; expected it once")
-            first[name] = key
-            yield name, key, value
-
-    def _check_tag(self, node: Node, path: Path, *known: str) -> None:
-        if str(node.tag) not in {_TAG + name for name in known}:
-            raise self.error(
-                node, path, f"has the tag `{str(node.tag).replace(_TAG, '!!')}`; expected a plain value without a tag"
-            )
-
-    def _scalar(self, node: Node, path: Path) -> Any:
-        text = str(node.value)
-        self._check_tag(node, path, "null", "bool", "int", "float", "str", "timestamp", "value")
-        kind = str(node.tag).removeprefix(_TAG)
-        try:
-            if kind == "int":
-                return _integer(text)
-            if kind == "float":
-                return _decimal(text)
-        except OverflowError:
-            message = f"`{_cut(text)}` is more than 64 bits hold; expected a number from -2^63 to below 2^63"
-            raise self.error(node, path, message) from None
-        except ValueError:
-            message = f"`{_cut(text)}` is no number; expected a finite one, or text in quotes"
-            raise self.error(node, path, message) from None
-        return None if kind == "null" else text.lower() == "true" if kind == "bool" else self._text(node, path)
-
-    def _text(self, node: Node, path: Path) -> str:
-        """Text that can be written to a file and name one."""
-        text = str(node.value)
-        for character in text:
-            if character == "\0" or "\ud800" <= character <= "\udfff":
-                message = f"holds the character \\u{ord(character):04x}, which no file can; expected text without it"
-                raise self.error(node, path, message)
-        return text
-
-
-def _integer(text: str) -> int:
-    digits = text.replace("_", "")
-    base = {"0x": 16, "0o": 8, "0b": 2}.get(digits.lstrip("+-")[:2].lower(), 10)
-    number = int(digits, base)
-    if not -LARGEST - 1 <= number <= LARGEST:
-        raise OverflowError
-    return number
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
-
-
-def _decimal(text: str) -> float:
-    number = float(text.replace("_", ""))  # `.inf` and `.nan` are no numbers for float()
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number
+    except IsADirectoryError:
+        inside = nearest("", (str(entry) for entry in path.glob("*.yaml")))
+        raise StudyError(place or str(path), f"{path} is a folder; expected a YAML file. {inside}") from None
+    except UnicodeDecodeError as error:
+        read = error.object[: error.start]
+        line, column = read.count(b"\n") + 1, len(read) - (read.rfind(b"\n") + 1) + 1
+        message = f"the byte 0x{error.object[error.start]:02x} is not UTF-8; expected a file that is saved as UTF-8"
+        raise StudyError(f"{path}:{line}:{column}", message) from None
+    except OSError as error:
+        raise StudyError(place or str(path), f"{path} cannot be read: {error.strerror}; expected a file") from None
 
 
 def _walk(values: Any, path: Path) -> Any:
@@ -227,15 +98,18 @@ def _walk(values: Any, path: Path) -> Any:
     return values
 
 
-def _mapping(values: Any, source: str) -> Mapping[str, Any]:
+def _mapping(values: Any, source: str, included: bool) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
-        raise StudyError(f"{source}:1:1", "is not a study; expected a mapping that begins with `schema: 1`")
+        what = "is empty" if values is None else f"is {kind(values)}"
+        if included:
+            raise StudyError(f"{source}:1:1", f"{what}; expected keys of a study, such as `train: {{...}}`")
+        raise StudyError(f"{source}:1:1", f"{what}, no study; expected a mapping that begins with `schema: 1`")
     return values
 
 
 def _with_includes(path: File, text: str, open_files: tuple[File, ...]) -> Document:
     values, marks = parse(text, str(path))
-    own = Document(dict(_mapping(values, str(path))), marks)
+    own = Document(dict(_mapping(values, str(path), bool(open_files))), marks)
     files = own.values.get("include", [])
     if not isinstance(files, list) or not all(isinstance(name, str) and name for name in files):
         raise own.error(Mistake(("include",), "expected a list of files, such as [common.yaml]"))

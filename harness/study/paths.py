@@ -58,13 +58,28 @@ def find_path(text: str, root: type[Block], document: Mapping[str, Any]) -> tupl
                 return (*path, rest)
             valid = _names(path, document)
         else:
-            raise Mistake(path, f"holds one value, so `{text}` names nothing; expected `{dotted(path)}`")
+            what = "is a list, which is set whole" if get_origin(here) is list else "holds one value"
+            raise Mistake(path, f"{what}, so `{text}` names nothing; expected `{dotted(path)}`")
         key = _longest(rest, valid)
+        listed = rest.partition("[")[0]  # `ablate[0].grid`, as messages write it
+        if key is None and listed in valid and get_origin(_inside(_child(here, listed))) is list:
+            key = listed
+            rest = rest.replace("[", ".", 1)
+        if key is None and not path and (meant := of_stage(text, document)):
+            raise Mistake((rest.partition(".")[0],), meant, at_key=True)
         if key is None:
             raise _unknown(path, rest.partition(".")[0], here, valid)
         path, rest = (*path, key), rest[len(key) + 1 :]
         form = _child(here, key)
     return path
+
+
+def of_stage(text: str, document: Mapping[str, Any]) -> str | None:
+    """What is said of a path that begins with the name of a stage, as arms' names do; None of any other."""
+    name = text.partition(".")[0]
+    if name not in (document.get("stages") or {}):
+        return None
+    return f"`{name}` is a stage; did you mean `stages.{text}`? A path is expected whole."
 
 
 def description(root: type[Block], path: Sequence[str | int]) -> str | None:

@@ -28,6 +28,7 @@ _POWER = re.compile(r"(~?)2\^(\d{1,2})", re.ASCII)
 _TIMES = re.compile(r"(\d{1,30}(?:\.\d{1,30})?(?:e-?\d{1,2})?|\.\d{1,30})x", re.ASCII)
 _RATIO = re.compile(r"(\d{1,30})/(\d{1,30})", re.ASCII)
 _EVERY = re.compile(r"every\s+(\S+)")
+_QUOTED = re.compile(rf"[-+]?(?:{_NUMBER})(?:[eE][-+]?\d{{1,3}})?", re.ASCII)  # what is a number without quotes
 _POINTS = re.compile(rf"({_NUMBER})\s*pp", re.ASCII)
 
 
@@ -85,7 +86,8 @@ def kind(value: Any) -> str:
     if isinstance(value, int | float):
         return f"the number {value}"
     if isinstance(value, str):
-        return f"the text `{value if len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + '...'}`"
+        shown = value if len(value) <= LONGEST_SHOWN else f"{value[:LONGEST_SHOWN]}..."
+        return f"the text `{shown}`" + (", in quotes, and no number" if _QUOTED.fullmatch(value) else "")
     return "a mapping" if isinstance(value, dict) else "a list"
 
 

@@ -36,7 +36,10 @@ def _mistake(model: type[Block], details: ErrorDetails) -> Mistake:
     path: Path = tuple(key for key in details["loc"] if key not in (TEXT_TAG, MAPPING_TAG))
     value = details["input"]
     if details["type"] == SAID:
-        return Mistake(path, str(details["ctx"]["message"]))
+        message = str(details["ctx"]["message"])
+        if TEXT_TAG in details["loc"]:  # a word where a mapping may stand, too
+            message = f"{message} Expected {_expected(model, path)}."
+        return Mistake(path, message)
     if details["type"] == UNKNOWN_KEY:
         return _unknown_key(model, path)
     if details["type"] == "missing":
@@ -64,6 +67,8 @@ def _wrong(details: ErrorDetails, value: Any) -> str:
 
 def _expected(model: type[Block], path: Path) -> str:
     said = description(model, path)
+    if said is None and isinstance(path[-1], str) and (block := block_at(model, path)):  # under a name of the user's
+        return f"a mapping of {', '.join(block.names())}"
     inner = path
     while said is None and inner:  # an entry of a list or of names: what the list expects says it best
         inner = inner[:-1]

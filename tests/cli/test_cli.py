@@ -67,8 +67,8 @@ def test_planning_imports_neither_torch_nor_transformers_nor_lm_eval(study: Path
         (["rum", "{study}"], "did you mean `run`?"),
         (["plan"], "STUDY.yaml"),
         (["plan", "{folder}/nothing.yaml"], "there is no file"),
-        (["plan", "{folder}"], "cannot be read"),
-        (["run", "{folder}"], "cannot be read"),
+        (["plan", "{folder}"], "is a folder; expected a YAML file"),
+        (["run", "{folder}"], "is a folder; expected a YAML file"),
         (["plan", "{study}", "--set", "stages.decay.tokens"], "expected PATH=VALUE"),
         (["plan", "{study}", "--set", "stages.decoy.tokens=512"], "decoy"),
         (["plan", "{study}", "--every", "2"], "--curves"),
@@ -141,3 +141,28 @@ def test_doctor_finds_what_the_tests_run_with(capsys: pytest.CaptureFixture[str]
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is True
     assert {"python", "torch", "device", "token store"} <= {check["name"] for check in found["checks"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("suites: [quickstar@1]", "small.yaml:19:17: eval.suites[0]: There is no suite `quickstar@1`"),
+        ("tasks: [mine.yaml]", "small.yaml:19:16: eval.tasks[0]: The evaluation task `mine.yaml` is not there"),
+    ],
+)
+def test_an_unknown_suite_or_task_is_named_where_it_stands(
+    study: Path, line: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(STUDY + "eval: {" + line + ", max_length: 64}\n")
+    assert cli.call(["plan", "small.yaml"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_files_of_a_source_are_looked_for_before_anything_is_read(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(STUDY.replace("sources:\n", "sources:\n  mine: {files: [data/*.jsonl]}\n"))
+    assert cli.call(["run", "small.yaml"]) == 2
+    shown = capsys.readouterr()
+    assert "small.yaml:8:10: sources.mine.files: no file matches `data/*.jsonl`" in shown.err
+    assert "tokenizer" not in shown.out

@@ -68,3 +68,16 @@ def test_a_terminal_that_lacks_letters_shows_escapes_and_json_stays_json(here: P
     ]
     assert "\\u2212" in shown[0], "a minus"
     assert json.loads(shown[1])["folder"] == "müde"
+
+
+def test_the_record_of_a_study_is_planned_as_an_empty_folder_and_never_trained_in(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a clone brings: metrics and evaluations without weights are no damage, and no start for a run."""
+    before = sorted(here.joinpath("quickstart").rglob("*"))
+    assert cli.call(["plan", "quickstart/study.yaml", "-o", "quickstart"]) == 0
+    shown = capsys.readouterr().out
+    assert "quickstart is the record of a study" in shown and "damaged" not in shown and "re-keyed" not in shown
+    assert cli.call(["run", "quickstart/study.yaml", "-o", "quickstart"]) == 2
+    assert "(`mv quickstart quickstart.record`)" in capsys.readouterr().err
+    assert sorted(here.joinpath("quickstart").rglob("*")) == before

@@ -11,8 +11,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from harness.data.sources import declared_source
+from harness.data.sources import declared_source, declared_sources
+from harness.study import load_study
 from harness.study.errors import UserError
+from tests.study.conftest import BASE, STAGES
 
 
 def read(folder: Path, *patterns: str, text: str | None = None) -> list[str]:
@@ -105,3 +107,15 @@ def test_a_field_named_for_text_files_is_refused_and_not_ignored(tmp_path: Path)
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match="leave `text` out"):
         read(tmp_path, "a.txt", text="body")
+
+
+def test_a_study_may_take_text_files_which_have_no_field(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one document")
+    study = BASE.replace("web: {builtin: python_docs}", "web: {files: ['*.txt']}") + STAGES
+    (tmp_path / "study.yaml").write_text(study)
+    assert list(declared_sources(load_study(tmp_path / "study.yaml"))["web"].documents()) == ["one document"]
+
+
+def test_the_field_that_is_read_unless_another_is_written_names_the_same_pool(tmp_path: Path) -> None:
+    one, other = (declared_source("web", {"files": ["*.jsonl"], **field}, tmp_path) for field in ({}, {"text": "text"}))
+    assert one.pool == other.pool and one.whole_declaration == other.whole_declaration

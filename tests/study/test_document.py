@@ -155,3 +155,43 @@ def test_what_no_file_or_no_64_bits_can_hold_is_refused_at_its_place(load: Load,
 def test_seeds_may_be_as_large_as_63_bits_hold(load: Load) -> None:
     seeds = load(f"seeds: {{init: [{2**63 - 1}], data: [{2**63 - 1}]}}").seed_sets[0]
     torch.manual_seed(seeds.init)
+
+
+def test_a_file_that_is_no_text_is_refused_at_its_byte(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes((BASE + STAGES + "notes: Größe\n").encode("latin-1"))
+    with pytest.raises(StudyError, match=r"study\.yaml:\d+:10: the byte 0xf6 is not UTF-8; expected"):
+        load_study(path)
+    path.write_text("study: a\x07b\n")
+    with pytest.raises(StudyError, match=r"study\.yaml:1:9: holds the character \\u0007"):
+        load_study(path)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies/one.yaml").touch()
+    with pytest.raises(StudyError, match=r"is a folder; expected a YAML file\. Valid here: .*studies/one\.yaml"):
+        load_study(tmp_path / "studies")
+
+
+def test_an_included_file_need_be_no_study_but_holds_keys(tmp_path: Path) -> None:
+    path = write(tmp_path, part="# nothing yet\n", study="include: [part.yaml]\n" + BASE + STAGES)
+    with pytest.raises(StudyError, match=r"part\.yaml:1:1: is empty; expected keys of a study"):
+        load_study(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "meant"),
+    [
+        ("train:\n\tbatch_tokens: 1\n", "2:1", "expected spaces, not a tab"),
+        ("study:careless\nbase: 1\n", "2:5", "a space after every colon"),
+        ("train: {a: 1\nstages: 2\n", "2:7", "(it begins in line 1); expected `}` after the last entry"),
+        ("notes: 'open\nstudy: x\n", "1:8", "a quote at its end"),
+        ("study: x\nbase\n", "2:1", "expected `key: value`"),
+        ("a: " + "[" * 5000 + "]" * 5000, "", "is nested too deeply; expected at most 64 levels"),
+    ],
+)
+def test_what_is_no_yaml_is_said_with_what_was_meant(tmp_path: Path, text: str, place: str, meant: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        load_study(write(tmp_path, study=text))
+    assert f"study.yaml:{place}" in str(caught.value) and meant in str(caught.value)

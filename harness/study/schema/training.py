@@ -132,7 +132,7 @@ class SkipSpikesSpec(Block):
 
 class OptimizerSpec(Block):
     name: OptimizerName | None = Field(None, description="one of adamw, lion, muon, sgd")
-    lr: Peak | None = Field(None, description="the peak learning rate, such as 3e-4")
+    lr: Peak | None = Field(None, description="the peak learning rate, above 0, such as 3e-4")
     betas: Annotated[list[Fraction01], Field(min_length=2, max_length=2)] | None = Field(
         None, description="two numbers from 0 to below 1, such as [0.9, 0.95] (adamw, lion, muon)"
     )
