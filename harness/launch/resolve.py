@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from harness.store import manifests
 from harness.store.layout import Folder
 from harness.store.markers import Damaged
 from harness.store.places import expanded
-from harness.study.errors import Mistake, UserError
+from harness.study.errors import Mistake, StudyError, UserError
 
 if TYPE_CHECKING:
     from harness.evals.settings import EvalSettings, EvalTask
@@ -49,6 +50,27 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
 
     note: called with a line for a person. Raises UserError for a base or a source that cannot be read.
     """
+    try:
+        return _resolve(study, folder, note)
+    except UserError as error:
+        raise _placed(study, error) from None
+
+
+# How messages name what they are about: `base.model.config.hidden_size`, or source `web`.
+_NAMED = re.compile(r"`(?P<base>base(?:\.\w+)*)|source `(?P<source>[\w.-]+)`", re.ASCII)
+
+
+def _placed(study: Study, error: UserError) -> UserError:
+    """`error` with the line of the study that it is about, where it begins with what that is."""
+    named = _NAMED.match(str(error))
+    if named is None or isinstance(error, StudyError):
+        return error
+    path = tuple(named["base"].split(".")) if named["base"] else ("sources", named["source"])
+    place, _ = study.document.locate(path)
+    return StudyError(str(place), str(error))
+
+
+def _resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolved:
     from harness.data import resolve_sources, resolve_tokenizer
 
     asked = _asked(study)
@@ -70,17 +92,12 @@ def resolve(study: Study, folder: Folder, note: Callable[[str], None]) -> Resolv
 
 
 def _check_files(study: Study) -> None:
-    """Raise StudyError for files of a source that are not there or cannot be a source, before any are read."""
+    """Raise UserError for files of a source that are not there or cannot be a source, before any are read."""
     from harness.data.sources import declared_sources
 
-    for name, source in declared_sources(study).items():
-        if not source.is_files:
-            continue
-        try:
+    for source in declared_sources(study).values():
+        if source.is_files:
             source.paths()
-        except UserError as error:
-            message = str(error).removeprefix(f"source `{name}`: ")
-            raise study.error(Mistake(("sources", name, "files"), message)) from None
 
 
 def lacks_origin(resolved: Resolved) -> bool:

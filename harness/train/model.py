@@ -112,8 +112,8 @@ def _built(config: PretrainedConfig, **options: Any) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
     except Exception as error:
         raise UserError(
-            f"a {config.model_type} model cannot be built from its configuration: {_said(error)}; expected sizes above "
-            "0 that fit each other (`base.model.config`)"
+            f"`base.model.config` makes no {config.model_type} model: {_said(error)}; expected sizes above 0 that fit "
+            "each other"
         ) from None
     return model
 

@@ -158,11 +158,26 @@ def test_an_unknown_suite_or_task_is_named_where_it_stands(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("hiden_size: 16", "small.yaml:4:51: `base.model.config.hiden_size` is no field of llama; did you mean"),
+        ("hidden_size: 0", "small.yaml:4:11: `base.model.config` makes no llama model"),
+    ],
+)
+def test_what_only_a_run_can_refuse_of_the_base_is_placed_too(
+    study: Path, field: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write_text(STUDY.replace("hidden_size: 16", field))
+    assert cli.call(["run", "small.yaml"]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_files_of_a_source_are_looked_for_before_anything_is_read(
     study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study.write_text(STUDY.replace("sources:\n", "sources:\n  mine: {files: [data/*.jsonl]}\n"))
     assert cli.call(["run", "small.yaml"]) == 2
     shown = capsys.readouterr()
-    assert "small.yaml:8:10: sources.mine.files: no file matches `data/*.jsonl`" in shown.err
+    assert "small.yaml:8:3: source `mine`: no file matches `data/*.jsonl`" in shown.err
     assert "tokenizer" not in shown.out
