@@ -45,7 +45,7 @@ def find_path(text: str, root: type[Block], document: Mapping[str, Any]) -> tupl
     as is known, with the nearest valid name.
     """
     path: tuple[str, ...] = ()
-    rest = text
+    rest = text.replace("[", ".").replace("]", "")  # `ablate[0].grid`, as messages write it
     form: Any = root
     while rest:
         here = _inside(form)
@@ -61,10 +61,6 @@ def find_path(text: str, root: type[Block], document: Mapping[str, Any]) -> tupl
             what = "is a list, which is set whole" if get_origin(here) is list else "holds one value"
             raise Mistake(path, f"{what}, so `{text}` names nothing; expected `{dotted(path)}`")
         key = _longest(rest, valid)
-        listed = rest.partition("[")[0]  # `ablate[0].grid`, as messages write it
-        if key is None and listed in valid and get_origin(_inside(_child(here, listed))) is list:
-            key = listed
-            rest = rest.replace("[", ".", 1)
         if key is None and not path and (meant := of_stage(text, document)):
             raise Mistake((rest.partition(".")[0],), meant, at_key=True)
         if key is None:

@@ -27,6 +27,7 @@ PLANTED = {
     "unequal-tokens": ("  - cases: {more: {total: ~120k}}", "error", "more"),
     "schedule-open": ("  - cases: {open: {stages.decay.lr: {shape: constant}}}", "error", "open"),
     "confounded": ("  - mixture: {stage: decay, vary: math, values: [0.5], absorb: web}", "warning", "math=0.5"),
+    "never-drawn": ("  - mixture: {stage: decay, vary: math, values: [1.0e-6], absorb: web}", "warning", "math=1e-06"),
 }
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from harness.plan.lint.codes import CODES, OF_RESULTS, OF_TREATMENTS, Lint, check_allowed
 from harness.plan.lint.context import Lengths, context_unused
 from harness.plan.lint.schedules import Path, cold_without_warmup, rewarms_annealed_base, schedule_open
-from harness.plan.lint.treatments import Facts, Made, source_tokens, unequal_flops, unequal_merge
+from harness.plan.lint.treatments import Facts, Made, never_drawn, source_tokens, unequal_flops, unequal_merge
 
 if TYPE_CHECKING:
     from harness.study import SeedSet, Study
@@ -64,6 +64,7 @@ def lint(
             found += facts.against_baseline(arm, compare.equal)
             if compare.equal == "flops" and flops is not None and arm.name in flops:
                 found += unequal_flops(arm.name, flops[arm.name], baseline.name, flops.get(baseline.name))
+        found += never_drawn(arm)
         found += schedule_open(arm, paths[arm.name])
         found += cold_without_warmup(arm, paths[arm.name])
         found += rewarms_annealed_base(arm, paths[arm.name])

@@ -21,6 +21,7 @@ OF_TREATMENTS: Mapping[str, str] = {
     "crossed-seeds": "replicates share seeds with one another, and are counted as independent",
     "cold-without-warmup": "training, or a stage, starts with a fresh optimizer at a high rate without warm-up",
     "rewarms-annealed-base": "the rate rises again after it was annealed, which costs loss before it gains any",
+    "never-drawn": "a stage gives a source so small a share that it draws no row of it",
     "context-unused": "a longer window over documents that are hardly longer than the one before",
 }
 # Known from what has run.

@@ -94,6 +94,17 @@ def source_tokens(treatment: Treatment) -> dict[str, int]:
     return totals
 
 
+def never_drawn(arm: Arm) -> Iterator[Lint]:
+    """A source whose share is too small for a single row of a stage: declared, and never seen there."""
+    for stage in arm.treatment.stages:
+        served = _stage_tokens(stage)
+        for name, share in stage.mixture:
+            if not served[name]:
+                rows = stage.tokens // stage.context.length
+                message = f"`{stage.name}` gives `{name}` a share of {float(share):g}, and none of its {rows:,} rows"
+                yield Lint("warning", "never-drawn", arm.name, f"{message} (of {stage.context.length:,} tokens)")
+
+
 def _doses(treatment: Treatment) -> dict[str, Fraction]:
     """Tokens of each source by the declared shares."""
     doses: dict[str, Fraction] = {}
