@@ -10,8 +10,8 @@ WORKERS ?= auto
 
 # The committed record of the quickstart holds no weights and no manifests: it stands aside when the study is run here.
 quickstart: $(STAMP)
-	@if [ -d results/quickstart ] && [ ! -d results/quickstart/manifests ]; then \
-	  rm -rf results/quickstart.record; mv results/quickstart results/quickstart.record; \
+	@if [ -d results/quickstart/states ] && [ ! -e results/quickstart/manifests ] && [ ! -e results/quickstart.record ]; \
+	then mv results/quickstart results/quickstart.record; \
 	  echo "the committed results/quickstart is now results/quickstart.record"; fi
 	$(BIN)/ablate run sweeps/quickstart.yaml --yes
 

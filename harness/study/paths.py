@@ -95,11 +95,20 @@ def description(root: type[Block], path: Sequence[str | int]) -> str | None:
 
 def block_at(root: type[Block], path: Sequence[str | int]) -> type[Block] | None:
     """The block of the schema that holds the keys at `path`."""
+    here = _form_at(root, path)
+    return here if isinstance(here, type) and issubclass(here, Block) else None
+
+
+def is_list(root: type[Block], path: Sequence[str | int]) -> bool:
+    """Whether the schema has a list at `path`."""
+    return get_origin(_form_at(root, path)) is list
+
+
+def _form_at(root: type[Block], path: Sequence[str | int]) -> Any:
     form: Any = root
     for key in path:
         form = _child(_inside(form), str(key))
-    here = _inside(form)
-    return here if isinstance(here, type) and issubclass(here, Block) else None
+    return _inside(form)
 
 
 def _unknown(path: Path, key: str, here: Any, valid: Iterable[str]) -> Mistake:

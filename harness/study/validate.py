@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from harness.study.blocks import MAPPING_TAG, SAID, TEXT_TAG, UNKNOWN_KEY, Block
 from harness.study.errors import Mistake, nearest
-from harness.study.paths import Path, block_at, description, dotted
+from harness.study.paths import Path, block_at, description, dotted, is_list
 from harness.study.schema import NULLABLE
 from harness.study.units import kind
 
@@ -69,11 +69,12 @@ def _expected(model: type[Block], path: Path) -> str:
     said = description(model, path)
     if said is None and isinstance(path[-1], str) and (block := block_at(model, path)):  # under a name of the user's
         return f"a mapping of {', '.join(block.names())}"
+    listed = "a list, inside " if said is None and isinstance(path[-1], str) and is_list(model, path) else ""
     inner = path
     while said is None and inner:  # an entry of a list or of names: what the list expects says it best
         inner = inner[:-1]
         said = description(model, inner)
-    return said or "another value"
+    return listed + (said or "another value")
 
 
 def _empty(values: Any, path: Path) -> list[Path]:
