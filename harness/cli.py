@@ -16,6 +16,7 @@ from harness import verbs as do
 from harness.verbs import CallError
 
 WRONG = 2
+UPDATES, OFF = 8, "off"  # what `bench train` does unless it is told
 Verb = Callable[[argparse.Namespace], int]
 
 
@@ -271,6 +272,13 @@ def _bench(verbs: Any) -> None:
     _executor_arguments(made)
     made = _verb(kinds, "train", "tokens/s, FLOP/s and memory of a model, kernels side by side", do.bench_train)
     _speed_arguments(made)
+    made.add_argument("--micro-batch", type=_positive, metavar="N", help="tokens of a forward")
+    made.add_argument(
+        "--updates", type=_positive, default=UPDATES, metavar="N", help=f"timed in each round ({UPDATES})"
+    )
+    made.add_argument(
+        "--activation-checkpointing", choices=("off", "selective", "full"), default=OFF, help="computed again (off)"
+    )
     made.add_argument("--best", action="store_true", help="each of the kernels at its own best micro-batch, too")
     made.add_argument("--by-source", action="store_true", help="with the losses of two sources told apart, too")
     made.add_argument("--trainer", action="store_true", help="transformers' Trainer on the same work beside them")
@@ -278,13 +286,13 @@ def _bench(verbs: Any) -> None:
     made.add_argument("--save", type=Path, metavar="DIR", help="keep the figures in DIR/<device>.json")
     made = _verb(kinds, "fit", "the launch settings with which a model trains fastest here", do.bench_fit)
     _speed_arguments(made)
+    made.set_defaults(micro_batch=None, updates=UPDATES, activation_checkpointing=OFF)  # which it finds by itself
 
 
 def _speed_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--model", required=True, metavar="M", help="a shape such as SmolLM2-135M, a folder or a .gguf")
     made.add_argument("--context", type=_positive, required=True, metavar="N", help="positions of a row")
     made.add_argument("--batch", type=_positive, metavar="N", help="tokens of an update")
-    made.add_argument("--micro-batch", type=_positive, metavar="N", help="tokens of a forward")
     made.add_argument(
         "--kernels", action="append", default=[], metavar="K", help="torch, chunked or liger, each with +compile too"
     )
@@ -292,10 +300,6 @@ def _speed_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--precision", choices=("fp32", "bf16-mixed"), help="bf16-mixed on a GPU, fp32 elsewhere")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (auto)")
     made.add_argument("--threads", type=_positive, default=1, metavar="N", help="of this process (1)")
-    made.add_argument("--updates", type=_positive, default=8, metavar="N", help="timed in each round (8)")
-    made.add_argument(
-        "--activation-checkpointing", choices=("off", "selective", "full"), default="off", help="computed again (off)"
-    )
     made.add_argument(
         "--nondeterministic", action="store_true", help="without the equal bits that training always has: their price"
     )

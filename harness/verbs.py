@@ -36,7 +36,7 @@ def plan(options: argparse.Namespace) -> int:
     if options.curves is not None:
         from harness.launch.plan_files import write_curves
 
-        write_curves(study, options.curves, options.every or 1)
+        write_curves(prepared.study, options.curves, options.every or 1)
     if options.sbatch:
         from harness.launch.slurm.preview import texts
 
@@ -70,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
         return reconcile(asked, options.json)
     if asked.executor == "slurm":
         raise CallError("`--smoke` rehearses the study on this machine; leave `--executor slurm` away with it.")
+    if asked.wait:
+        raise CallError("`--smoke` works in a folder of its own, in which nobody else is; leave `--wait` away with it.")
     return smoke(asked, options.json)
 
 

@@ -40,7 +40,7 @@ def bench(options: Options, listener: Silent) -> dict[str, Any]:
     return {
         "bench": "share",
         "study": study.spec.study,
-        "jobs": options.jobs or study.spec.launch.jobs,
+        "jobs": 1 if options.executor == "debug" else options.jobs or study.spec.launch.jobs,
         "threads": study.spec.launch.threads,
         **measured,
         "speed_up": round(measured["unshared"]["seconds"] / measured["shared"]["seconds"], 3),

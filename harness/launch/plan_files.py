@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def write_curves(study: Study, path: Path, every: int) -> None:
-    """One row per (arm, optimizer update) as CSV. Raises UserError when the file cannot be written."""
+    """One row per (arm, optimizer update) as CSV; arms whose length is not known yet have none.
+
+    Raises UserError when the file cannot be written.
+    """
+    arms = [arm for arm in study.arms if arm.name not in study.unsolved]
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(curves.header(study))
-            writer.writerows(curves.rows(study, study.arms, every))
+            writer.writerows(curves.rows(study, arms, every))
     except OSError as error:
         raise UserError(f"--curves: {path} cannot be written ({error.strerror})") from None
 

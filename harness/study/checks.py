@@ -288,11 +288,16 @@ def on_gpu_alone(parts: Sequence[str]) -> list[str]:
 
 
 def check_gpu_type(launch: LaunchSpec) -> None:
-    """Raise Mistake where a type of GPU is asked for and no GPU is used."""
-    if launch.device == "cpu" and launch.gpu_type is not None:
-        raise Mistake(
-            ("launch", "gpu_type"), "`launch.device` is cpu, and no GPU is asked for; expected neither or cuda"
-        )
+    """Raise Mistake where a type of GPU, or in a rule a number of them, is asked for and no GPU is used."""
+    if launch.device != "cpu":
+        return
+    said = "`launch.device` is cpu, and no GPU is asked for; expected neither or cuda"
+    if launch.gpu_type is not None:
+        raise Mistake(("launch", "gpu_type"), said)
+    for index, rule in enumerate(launch.resources):
+        for key in ("gpus", "gpu_type"):
+            if getattr(rule, key) is not None:
+                raise Mistake(("launch", "resources", index, key), said)
 
 
 def check_kernels(launch: LaunchSpec) -> None:

@@ -61,6 +61,9 @@ def test_planning_imports_neither_torch_nor_transformers_nor_lm_eval(study: Path
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+CPU = ("--set", "launch.device=cpu", "--set")
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -77,6 +80,12 @@ def test_planning_imports_neither_torch_nor_transformers_nor_lm_eval(study: Path
         (["run", "{study}", "--jobs", "two"], "whole number from 1"),
         (["run", "{study}", "--executor", "cloud"], "`cloud` is not a value"),
         (["run", "{study}", "--executor", "debug", "--jobs", "2"], "no meaning"),
+        (["run", "{study}", "--smoke", "--wait"], "leave `--wait` away"),
+        (["run", "{study}", "--smoke", "--executor", "slurm"], "leave `--executor slurm` away"),
+        (["bench", "fit", "--model", "10M", "--context", "64", "--micro-batch", "64"], "unrecognized arguments"),
+        (["bench", "fit", "--model", "10M", "--context", "64", "--updates", "64"], "unrecognized arguments"),
+        (["plan", "{study}", *CPU, "launch.resources=[{{gpu_type: h100}}]"], "no GPU is asked for"),
+        (["plan", "{study}", *CPU, "launch.resources=[{{gpus: 1}}]"], "no GPU is asked for"),
         (["abort", "{folder}"], "`abort` is not a verb"),
         (["status", "{folder}"], "not a results folder"),
         (["status", "{folder}", "--watch", "--json"], "use one of them"),
@@ -127,6 +136,24 @@ def test_curves_hold_a_row_for_each_arm_and_update(study: Path) -> None:
     assert cli.call(["plan", str(study), "--curves", "curves.csv", "--every", "5"]) == 0
     lines = (study.parent / "curves.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 5  # steps 0, 5, 10, 15 and the last
+
+
+def test_curves_have_the_lengths_that_the_plan_has(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an arm whose length follows from another's compute, and of what `--set` says."""
+    solved = "cases: {long: {stages.decay.tokens: 5120}, as-dear: {stages.decay.tokens: {flops_of: long}}}"
+    for model in ("", "vocab_size: 300, num_key_value_heads: 2, tie_word_embeddings: true, "):
+        study.write_text(STUDY.replace("{model_type: llama, ", f"{{model_type: llama, {model}"))
+        call = ["plan", str(study), "--curves", "curves.csv", "--json", "--set", f"ablate=[{{{solved}}}]"]
+        assert cli.call(call) == 0
+        plan = json.loads(capsys.readouterr().out)
+        ends = {run["arm"]: run["points"][-1]["tokens"] for run in plan["runs"]}
+        ends |= {arm["name"]: ends[arm["same_as"]] for arm in plan["arms"] if arm["same_as"]}
+        rows = [line.split(",") for line in (study.parent / "curves.csv").read_text().splitlines()[1:]]
+        found = {arm: int(tokens) + 256 for arm, _, tokens, *_ in rows}
+        if not model:  # the compute of a model whose vocabulary is not known yet
+            assert "the length of as-dear" in plan["unresolved"] and "as-dear" not in found
+            continue
+        assert found == ends and found["as-dear"] == found["long"] != found["default"]
 
 
 def test_schema_is_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
