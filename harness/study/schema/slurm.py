@@ -7,7 +7,7 @@ in every submission is refused by name, with the key of the study that says it.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -125,7 +125,7 @@ class ResourcesRule(Block):
         None, description="arms, by name or with `*`; work that several share is meant when all are"
     )
     stage: Text | None = Field(None, description="a stage's name")
-    work: Annotated[str, choice("train", "evaluate", "close")] | None = Field(
+    work: Annotated[Literal["train", "evaluate", "close"], choice("train", "evaluate", "close")] | None = Field(
         None, description="train, evaluate, or close: the last job, which writes the report"
     )
     nodes: Count | None = Field(None, description="a positive whole number of machines per run")
