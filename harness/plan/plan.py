@@ -23,6 +23,7 @@ from harness.plan.rope import check_evaluated_length, check_ropes
 from harness.plan.science import Identities, PathBuilder, Piece, base_science, data_seeds, seeds_change_at
 from harness.plan.stale import stale_states, without
 from harness.plan.tree import Segment
+from harness.study.errors import Mistake
 
 if TYPE_CHECKING:
     from harness.study import Study
@@ -205,13 +206,14 @@ def build_plan(
     share: bool = True,
     sources: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Plan:
-    """The plan of `study` against what is there. Raises Mistake for what only the whole path shows.
+    """The plan of `study` against what is there. Raises StudyError for what only an arm's whole path shows, Mistake for
+    what belongs to no arm.
 
     sources: manifests of those that are resolved.
 
     share=False gives every run its own segments, named by fingerprint and run: the same work, done as often as asked.
     """
-    check_ropes((arm.treatment for arm in study.arms), base_manifest)
+    check_ropes(study.arms, base_manifest, study.error)
     check_evaluated_length(study.spec.eval.max_length, base_manifest)
     shape = cost.shape_of(base_manifest, study.arms[0].treatment.base.model.get("config"))
     builder = PathBuilder(identities)
@@ -260,7 +262,10 @@ def _runs(
     base_ids: dict[tuple[int, int], str] = {}
     for arm in (*study.arms, *study.control_arms):
         change_at = seeds_change_at(arm.treatment, study.seed_sets[0].from_stage)
-        pieces = builder.pieces(arm.treatment, change_at)
+        try:
+            pieces = builder.pieces(arm.treatment, change_at)
+        except Mistake as mistake:
+            raise study.error(mistake, arm.name) from None
         base_id = _base_id(arm, study.seed_sets[0].init, identities, bases, base_ids)
         # What two arms must share to be one, whatever the seeds.
         lines = [base_id, str(change_at), *(f"{piece.key} {piece.end}" for piece in pieces)]

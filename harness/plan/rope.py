@@ -6,12 +6,12 @@ or evaluation could not do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from harness.plan.science import context_science
 from harness.study.errors import Mistake, UserError
-from harness.study.treatment import Treatment
+from harness.study.treatment import Arm
 
 # Types whose frequencies do not depend on `max_position_embeddings`, so that it may follow the trained context.
 FREE_OF_LENGTH = {"default", "linear", "llama3", "yarn"}
@@ -19,13 +19,18 @@ DEFAULTS = {"yarn": {}, "linear": {}, "llama3": {"low_freq_factor": 1.0, "high_f
 NEW_THETA = {"ntk", "dynamic"}  # types that are plain rotary embedding with another theta, and exported as that
 
 
-def check_ropes(treatments: Iterable[Treatment], base: Mapping[str, Any] | None) -> None:
-    """Raise Mistake where the model of the manifest `base` cannot have a stage's context; None: not known yet."""
+def check_ropes(
+    arms: Iterable[Arm], base: Mapping[str, Any] | None, error: Callable[[Mistake, str], Exception]
+) -> None:
+    """Refuse a stage's context that the model of the manifest `base` cannot have; None: not known yet.
+
+    error: what is raised for a mistake of the arm of that name.
+    """
     if base is None or "rope" not in base:
         return
     checked = set()
-    for treatment in treatments:
-        for stage in treatment.stages:
+    for arm in arms:
+        for stage in arm.treatment.stages:
             if stage.context in checked:
                 continue
             checked.add(stage.context)
@@ -35,8 +40,8 @@ def check_ropes(treatments: Iterable[Treatment], base: Mapping[str, Any] | None)
                     science["rope"], base["rope"], science["length"], own, head_dim(base["config"])
                 )
                 positions(parameters, science["length"], own)
-            except UserError as error:
-                raise Mistake(("stages", stage.name, "context"), f"{error}") from None
+            except UserError as wrong:
+                raise error(Mistake(("stages", stage.name, "context"), f"{wrong}"), arm.name) from None
 
 
 def check_evaluated_length(length: int | None, base: Mapping[str, Any] | None) -> None:

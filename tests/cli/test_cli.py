@@ -61,6 +61,10 @@ def test_planning_imports_neither_torch_nor_transformers_nor_lm_eval(study: Path
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+LATE = (
+    "ablate=[{{cases: {{late: {{stages.decay.lr: "
+    "{{shape: linear, from: 1e-3, to: 0, warmup: 512, warmup_from: 2e-3}}}}}}}}]"
+)
 CPU = ("--set", "launch.device=cpu", "--set")
 
 
@@ -86,6 +90,7 @@ CPU = ("--set", "launch.device=cpu", "--set")
         (["bench", "fit", "--model", "10M", "--context", "64", "--updates", "64"], "unrecognized arguments"),
         (["plan", "{study}", *CPU, "launch.resources=[{{gpu_type: h100}}]"], "no GPU is asked for"),
         (["plan", "{study}", *CPU, "launch.resources=[{{gpus: 1}}]"], "no GPU is asked for"),
+        (["plan", "{study}", "--set", LATE], "in arm `late`, 0.002 is not below 0.001"),
         (["abort", "{folder}"], "`abort` is not a verb"),
         (["status", "{folder}"], "not a results folder"),
         (["status", "{folder}", "--watch", "--json"], "use one of them"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.plan.plan import build_plan
-from harness.study.errors import Mistake
+from harness.study.errors import StudyError
 from tests.plan.studies import identities, study
 
 STAGED = """
@@ -61,16 +61,16 @@ def test_stages_of_growing_length_keep_their_batch_and_each_has_its_own_rope(
 def test_a_base_that_cannot_have_the_rope_is_a_mistake_at_the_stage(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(Mistake, match=message) as caught:
+    with pytest.raises(StudyError, match=message) as caught:
         plan(tmp_path, base=manifest(**changes))
-    assert caught.value.path == ("stages", "stable", "context")
+    assert "stages.stable.context: in arm `long`, " in str(caught.value)
 
 
 def test_dynamic_at_a_length_that_it_does_not_stretch_is_refused(tmp_path: Path) -> None:
     items = "  - cases: {same: {stages.decay.context.rope: {type: dynamic, factor: 2}}}"
-    with pytest.raises(Mistake, match="longer than the model's 128 positions") as caught:
+    with pytest.raises(StudyError, match="longer than the model's 128 positions") as caught:
         build_plan(study(tmp_path, items), identities(), manifest())
-    assert caught.value.path == ("stages", "decay", "context")
+    assert "stages.decay.context: in arm `same`, " in str(caught.value)
 
 
 def test_without_a_manifest_nothing_is_known_and_nothing_refused(tmp_path: Path) -> None:
