@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.plan.plan import build_plan
-from harness.study.errors import StudyError
+from harness.study.errors import Mistake, StudyError
 from tests.plan.studies import identities, study
 
 STAGED = """
