@@ -22,7 +22,7 @@ from typing import Any, Literal
 from harness.launch.code import SNAPSHOT
 from harness.launch.slurm.standing import standings
 from harness.launch.status import read_plan
-from harness.store import attempts, states
+from harness.store import attempts, states, submissions
 from harness.store.atomic import readable_bytes
 from harness.store.kept import multiples
 from harness.store.layout import Folder, StateFolder
@@ -140,13 +140,23 @@ def _inside(state: StateFolder, keep: int | str, needed: bool) -> Iterator[Waste
 def _queued(folder: Folder, plan: Mapping[str, Any]) -> set[str]:
     """States that jobs in the queue are to make or to evaluate."""
     found = standings(folder, plan)
-    if found is None:
+    if found is None or (shutil.which("squeue") is None and _all_left(folder)):
         return set()
     if found.problem is not None:
         raise UserError(
             f"{found.problem} Without an answer nothing is known of the jobs that may still be in the queue."
         )
     return {item.partition(":")[2] for item in found.under_way}
+
+
+def _all_left(folder: Folder) -> bool:
+    """Whether every task that was to work is known to have left Slurm: such a folder may lie where there is none."""
+    return all(
+        submissions.read_gone(place).keys()
+        >= {at for at, one in enumerate(submissions.read_elements(place)) if one.items}
+        for place in folder.all_submissions()
+        if not submissions.is_void(place)
+    )
 
 
 def _parents(state: StateFolder) -> set[str]:

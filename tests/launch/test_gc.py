@@ -11,8 +11,11 @@ import pytest
 from harness import cli
 from harness.launch import verify
 from harness.launch.gc import Garbage, collect, garbage
+from harness.launch.slurm import client
 from harness.store import states
 from harness.store.layout import Folder
+from harness.study.errors import UserError
+from tests.launch.slurm.fake import fake_slurm, submit
 from tests.launch.test_run import bring, options, starts
 
 
@@ -114,3 +117,26 @@ def test_the_verb_shows_bytes_and_removes_with_yes_alone(
     assert not any((folder.root / one["path"]).exists() for one in listed["found"])
     assert cli.call(["gc", str(folder.root)]) == 0
     assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_a_finished_study_of_a_cluster_is_cleared_where_there_is_no_slurm(
+    scored: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing goes while jobs may be in a queue that does not answer; of tasks that were seen to leave none is."""
+
+    def nobody(folder: Folder) -> client.Queue:
+        raise client.Unreachable("`squeue` is not on this machine")
+
+    with monkeypatch.context() as patch:
+        slurm = fake_slurm(patch)
+        folder = submit(scored).folder
+        slurm.lose_everything()
+    bring(options(scored))
+    monkeypatch.setattr(client, "look", nobody)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="nothing is known of the jobs"):
+        garbage(folder)
+    with monkeypatch.context() as patch:
+        slurm = fake_slurm(patch)
+        submit(scored)  # looks at the queue, and writes down that they have left
+    assert garbage(folder).found == ()
