@@ -104,7 +104,6 @@ class _Reader:
         self.source, self.whole = source, whole
         self.marks: dict[Path, Marks] = {}
         self._open: set[int] = set()  # nodes being read: an alias to one of them never ends
-
         self._read: set[int] = set()  # nodes that were read
         self._aliased = 0  # how often one was read again
 
