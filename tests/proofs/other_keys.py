@@ -170,6 +170,7 @@ PROBES: dict[str, Shown] = {
         "passages",
     ),
     "sources.NAME.files": source(texts, "files", ["ROOT/files/a.jsonl"], ["ROOT/files/b.jsonl"]),
+    "sources.NAME.files (txt)": source(texts, "files", ["ROOT/files/a*.txt"], ["ROOT/files/b*.txt"]),
     "sources.NAME.text": source(texts, "text", "text", "body", files=["ROOT/files/a.jsonl"]),
     "sources.NAME.hf": source(fetched, "hf", "someone/one", "someone/other", revision=COMMIT, name="small"),
     "sources.NAME.name": source(fetched, "name", "small", "large", hf="someone/one", revision=COMMIT),

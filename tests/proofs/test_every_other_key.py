@@ -49,6 +49,8 @@ def case(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
         lines = [{key: f"{key} {number} of {name}" for key in ("text", "body")} for number in range(40)]
         (tmp_path / "files").mkdir(exist_ok=True)
         (tmp_path / "files" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for number in range(4):
+            (tmp_path / "files" / f"{name}{number}.txt").write_text(f"text {number} of {name}")
     return Case(tmp_path, place / "shared", bases, monkeypatch)
 
 
