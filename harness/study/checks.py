@@ -153,6 +153,9 @@ def check_eval(spec: EvalSpec, declared: bool, stages: Sequence[str]) -> None:
     if spec.continuations and "end" not in spec.labels:
         message = "are written at the end of training, and `at` does not name it; expected `end` in eval.at, or 0"
         raise Mistake(("eval", "continuations"), message)
+    if spec.limit is not None and not (spec.suites or spec.tasks):
+        message = "is of items of tasks, and there is none; expected suites or tasks beside it, or held_out.documents"
+        raise Mistake(("eval", "limit"), message, at_key=True)
     if not (spec.suites or spec.tasks or spec.prompts or isinstance(spec.held_out, HeldOutSpec)):
         if declared:
             raise Mistake(("eval",), "names nothing to evaluate; expected suites, tasks or held_out")

@@ -75,3 +75,10 @@ def test_an_axis_beside_a_mixture_may_say_when_it_applies(load: Load) -> None:
     axis = "{stages.decay.tokens: [5120, 20480], when: {math: 0.5}}"
     found = [arm.name for arm in load(f"ablate: [{{grid: [{mixture}, {axis}]}}]\n").arms]
     assert found == ["default", "math=0.1", "math=0.5,decay.tokens=5120", "math=0.5,decay.tokens=20480"]
+
+
+def test_a_limit_of_items_needs_tasks_that_have_items(load: Load) -> None:
+    held_out = "eval: {max_length: 128, limit: 4, held_out: {window: 128}MORE}\n"
+    refused(load, "eval.limit: is of items of tasks, and there is none", held_out.replace("MORE", ""))
+    load(held_out.replace("MORE", ", suites: [quickstart@1]"))
+    load(held_out.replace("MORE", "").replace("limit: 4", "limit: null"))
