@@ -70,14 +70,16 @@ def tracked(one: Any, other: Any) -> Shown:
     return of(told, "track", one, other)
 
 
+TASKS = {**EVALUATED, "eval.max_length": 256, "eval.limit": 1}
+
 # Every one is execution: it names no work.
 PROBES: dict[str, Shown] = {
     "study": of(named, "study", "one", "other"),
     "question": of(reported, "question", "Is it so?", "Is it not?"),
     "notes": of(reported, "notes", "Read it slowly.", "Read it fast."),
     # eval
-    "eval.suites": of(scores, "eval.suites", [], ["smoke@1"], {**EVALUATED, "eval.max_length": 256, "eval.limit": 1}),
-    "eval.tasks": of(points, "eval.tasks", [], ["arithmetic"], {**EVALUATED, "eval.limit": 1}),
+    "eval.suites": of(scores, "eval.suites", [], ["smoke@1"], {**TASKS, "eval.tasks": ["arithmetic_facts"]}),
+    "eval.tasks": of(points, "eval.tasks", [], ["arithmetic_facts"], {**TASKS, "eval.suites": ["smoke@1"]}),
     "eval.at": scored("eval.at", ["end"], ["stable", "end"], see=points),
     "eval.at (base)": scored("eval.at", ["end"], ["base", "end"], see=points),
     "eval.at (every)": scored("eval.at", ["end"], ["end", f"every {2 * BATCH}"], see=points),
