@@ -72,8 +72,7 @@ class Source:
         if "hf" in self.declared:
             return hub.fetch(self.declared, self.name)
         paths = matching_files(self.declared["files"], self.folder, self.name)
-        # A study's source has the default where nothing was written, whatever its files are.
-        if self.declared["text"] not in (None, DEFAULT_FIELD) and not takes_field(paths):
+        if self.declared["text"] is not None and not takes_field(paths):
             raise UserError(f"source `{self.name}`: `text` names a field, and .txt files have none; leave `text` out")
         return paths
 
