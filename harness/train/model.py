@@ -218,7 +218,7 @@ def check_dense(config: PretrainedConfig) -> None:
     """Raise UserError for a mixture of experts. What is trained here is the loss of the labels alone: none balances a
     router, Muon takes matrices one by one and not stacked, and costs count every parameter for every token."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = _built(config)
     if any(
         "experts" in type(module).__name__.lower() or name.endswith("experts") for name, module in model.named_modules()
     ):

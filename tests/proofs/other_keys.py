@@ -181,7 +181,7 @@ PROBES: dict[str, Shown] = {
     "sources.NAME.seed": source(texts, "seed", 2, 3, builtin="arithmetic"),
     "sources.NAME.distance": source(texts, "distance", [100, 200], [300, 400], builtin="passages", documents=20),
     "sources.NAME.max_epochs": of(dropped, "sources.more.max_epochs", 100.0, 0.01),
-    "sources.NAME.held_out": source(held_out, "held_out", 0.1, 0.4, builtin="arithmetic", documents=60),
+    "sources.NAME.held_out": source(held_out, "held_out", 0.1, 0.4, builtin="arithmetic", documents=60, seed=7),
     # what an arm trains
     "total": of(weights, "total", 2 * STAGE, 2 * STAGE + BATCH, {"stages.stable.tokens": "rest"}),
     "stages.NAME.tokens=rest": Shown(

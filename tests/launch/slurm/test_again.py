@@ -122,6 +122,7 @@ def answers(slurm: FakeSlurm, patch: pytest.MonkeyPatch, silent: range, then: Ca
 
     def look(folder: Folder) -> client.Queue:
         looks.append(len(looks))
+        assert len(looks) < 50, "nobody hears that it is to stop"
         if looks[-1] in silent:
             raise client.Unreachable("`squeue` has not answered")
         if looks[-1] == silent.stop:
@@ -139,10 +140,10 @@ def test_who_waits_outlasts_a_slurm_that_does_not_answer_for_a_while(
     listener = Silent()
     monkeypatch.setattr(listener, "note", notes.append)
     monkeypatch.setattr(bring, "FIRST_POLL", 0.0)
-    looks = answers(slurm, monkeypatch, range(1, 4), lambda: os.kill(os.getpid(), signal.SIGINT))
+    looks = answers(slurm, monkeypatch, range(1, 4), lambda: os.kill(os.getpid(), signal.SIGTERM))
     asked = run.Options(scored, scored.parent / "results", executor="slurm", wait=True, perform=STUB)
     report = run.run(asked, listener)
-    assert len(looks) == 5 and report.ended.signal == signal.SIGINT
+    assert len(looks) == 5 and report.ended.signal == signal.SIGTERM
     assert notes.count("waiting for Slurm: `squeue` has not answered") == 1
 
 
