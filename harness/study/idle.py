@@ -104,7 +104,7 @@ def check_used(candidate: Candidate, own: Treatment, default: Treatment) -> None
 
     Raises Mistake at the path of that value.
     """
-    if not any(map(_may_be_a_rate, candidate.changes)) or own == default or _as(own, default) != default:
+    if not any(map(_may_be_a_rate, candidate.changes)):
         return
     schedules = [own.lr] if own.lr is not None else [stage.lr for stage in own.stages if stage.lr is not None]
     used = {
@@ -116,7 +116,7 @@ def check_used(candidate: Candidate, own: Treatment, default: Treatment) -> None
         ("stages", own.stages[0].name, *RATE): (_peaks(own) != _peaks(default), schedules[0].start is None),
     }
     differing = [path for path, (differs, _) in used.items() if differs]
-    if differing and not any(used[path][1] for path in differing):
+    if differing and not any(used[path][1] for path in differing) and _as(own, default) == default:
         what = "no schedule of the arm begins with it or names a rate in `x`"
         raise Mistake(differing[0], f"changes nothing: {what}; expected it where a schedule uses it")
 
