@@ -120,7 +120,7 @@ def _claim(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, A
             "where": where if measured else None,
             "df": d.df,
             "residual_sd": significant(comparisons.residual_sd(d.metric.name)) if pooled else None,
-            "straying": [name for name in comparisons.straying[d.metric.name] if name in (d.arm, d.reference)],
+            "straying": comparisons.straying_in(d),
         },
         "item_se": significant(d.item_se),
         "items": d.items or None,

@@ -70,7 +70,7 @@ def _line(frame: Frame, comparisons: Comparisons, d: Difference) -> dict[str, An
         "b": significant(_mean([b[seed].value for seed in d.seeds]), 9),
         "difference": significant(d.estimate),
         "merged": d.merged,
-        "straying": [] if d.merged else [n for n in comparisons.straying[metric.name] if n in (d.arm, d.reference)],
+        "straying": [] if d.merged else comparisons.straying_in(d),
         "run_se": significant(d.run_se),
         "df": d.df,
         "ci95": None if d.interval is None else [significant(bound) for bound in d.interval],

@@ -124,6 +124,10 @@ class Comparisons:
             found[metric] = {arm: s for arm, s in spreads.items() if s is not None and s.p * len(spreads) < ALPHA}
         return found
 
+    def straying_in(self, d: Difference) -> list[str]:
+        """The straying arms that a difference is between."""
+        return [arm for arm in self.straying[d.metric.name] if arm in (d.arm, d.reference)]
+
     def why_no_error(self, metric: str) -> str:
         """Why no run-level error can be given for any two trained arms; empty where it can."""
         fit = self.fits[metric]

@@ -77,9 +77,10 @@ class Source:
         return paths
 
     @property
-    def _filled(self) -> Mapping[str, Any]:
-        """`declared` with the field that is read where none is written."""
-        return {**self.declared, "text": self.declared["text"] or DEFAULT_FIELD} if self.is_files else self.declared
+    def _of_pool(self) -> dict[str, Any]:
+        """`declared` with the field that is read where none is written, and what is held out."""
+        field = {"text": self.declared["text"] or DEFAULT_FIELD} if self.is_files else {}
+        return {**self.declared, **field, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"}
 
     @property
     def is_files(self) -> bool:
@@ -89,17 +90,17 @@ class Source:
     def whole_declaration(self) -> dict[str, Any]:
         """`declared` with the rules that choose among the documents."""
         shortest = {"min_length": self.min_length} if self.min_length else {}
-        return {**self._filled, **shortest, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"}
+        return {**self._of_pool, **shortest}
 
     @property
     def pool(self) -> str:
         """Names the documents that it is a view of: sources that differ in `min_length` alone share their documents."""
-        return digest({**self._filled, "held_out": f"{self.held_out.numerator}/{self.held_out.denominator}"})
+        return digest(self._of_pool)
 
     def origins(self) -> set[str]:
         """Where its documents come from: files, the data set's split, or the generator (less of it is a beginning of
         more). Sources without a common one share no document, as far as declarations say."""
-        if "files" in self.declared:
+        if self.is_files:
             return {str(path) for path in self.paths()}
         return {digest({key: value for key, value in self.declared.items() if key not in ("documents", "text")})}
 

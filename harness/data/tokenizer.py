@@ -75,7 +75,8 @@ def open_tokenizer(path: Path) -> Tokenizer:
     if eos is None:
         raise UserError(f"the tokenizer in {path} has no end-of-text token (`eos_token`), which documents end with")
     vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(identity_of(path), path, vocab_size, eos, backend, put_in_front(read_json(path / TOKENIZER_FILE)))
+    definition = read_json(path / TOKENIZER_FILE)
+    return Tokenizer(_identity(definition, path), path, vocab_size, eos, backend, put_in_front(definition))
 
 
 def special_tokens(path: Path) -> dict[str, str]:
@@ -88,11 +89,13 @@ def special_tokens(path: Path) -> dict[str, str]:
 def identity_of(path: Path) -> str:
     """SHA-256 of what decides tokens: tokenizer.json without truncation and padding, the special tokens, and that what
     the tokenizer puts in front of a text stands in front of documents."""
-    definition = read_json(path / TOKENIZER_FILE)
-    for execution in ("truncation", "padding"):
-        definition.pop(execution, None)
+    return _identity(read_json(path / TOKENIZER_FILE), path)
+
+
+def _identity(definition: Mapping[str, Any], path: Path) -> str:
+    science = {name: value for name, value in definition.items() if name not in ("truncation", "padding")}
     in_front = {"in_front": list(ids)} if (ids := put_in_front(definition)) else {}
-    return digest({"tokenizer": definition, "special": special_tokens(path), **in_front})
+    return digest({"tokenizer": science, "special": special_tokens(path), **in_front})
 
 
 def put_in_front(definition: Mapping[str, Any]) -> tuple[int, ...]:

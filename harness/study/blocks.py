@@ -88,8 +88,7 @@ def choice(*valid: str, later: Sequence[str] = ()) -> BeforeValidator:
         if not isinstance(value, str):
             raise said(f"is {units.kind(value)}; expected one of {', '.join(valid)}")
         if value not in valid:
-            shown = value if len(value) <= units.LONGEST_SHOWN else f"{value[: units.LONGEST_SHOWN]}..."
-            raise said(f"`{shown}` is not known here; {nearest(value, valid)}")
+            raise said(f"`{units.cut(value)}` is not known here; {nearest(value, valid)}")
         return value
 
     return BeforeValidator(check)

@@ -18,7 +18,7 @@ from ruamel.yaml.reader import ReaderError
 
 from harness.study.errors import StudyError
 from harness.study.paths import Path, dotted
-from harness.study.units import LARGEST, LONGEST_SHOWN
+from harness.study.units import LARGEST, cut
 
 _TAG = "tag:yaml.org,2002:"
 DEEPEST = 64  # levels of a study; what handles them later goes down one by one
@@ -174,10 +174,10 @@ class _Reader:
             if kind == "float":
                 return _decimal(text)
         except OverflowError:
-            message = f"`{_cut(text)}` is more than 64 bits hold; expected a number from -2^63 to below 2^63"
+            message = f"`{cut(text)}` is more than 64 bits hold; expected a number from -2^63 to below 2^63"
             raise self.error(node, path, message) from None
         except ValueError:
-            message = f"`{_cut(text)}` is no number; expected a finite one, or text in quotes"
+            message = f"`{cut(text)}` is no number; expected a finite one, or text in quotes"
             raise self.error(node, path, message) from None
         if kind == "bool" and text.lower() not in ("true", "false"):
             raise self.error(node, path, f"`{text}` is a truth value in YAML 1.1 alone; expected true or false")
@@ -200,10 +200,6 @@ def _integer(text: str) -> int:
     if not -LARGEST - 1 <= number <= LARGEST:
         raise OverflowError
     return number
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _decimal(text: str) -> float:

@@ -77,6 +77,11 @@ def exact(number: int | float) -> Fraction:
     return Fraction(repr(number)) if isinstance(number, float) else Fraction(number)
 
 
+def cut(text: str) -> str:
+    """As much of what was written as a message shows."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
 def kind(value: Any) -> str:
     """What a value of the file is, in words, for messages."""
     if value is None:
@@ -86,8 +91,7 @@ def kind(value: Any) -> str:
     if isinstance(value, int | float):
         return f"the number {value}"
     if isinstance(value, str):
-        shown = value if len(value) <= LONGEST_SHOWN else f"{value[:LONGEST_SHOWN]}..."
-        return f"the text `{shown}`" + (", in quotes, and no number" if _QUOTED.fullmatch(value) else "")
+        return f"the text `{cut(value)}`" + (", in quotes, and no number" if _QUOTED.fullmatch(value) else "")
     return "a mapping" if isinstance(value, dict) else "a list"
 
 

@@ -60,13 +60,13 @@ def describe_base(
             f"the tokenizer has {tokenizer['vocab_size']:,} tokens, the model's `vocab_size` is only "
             f"{config.vocab_size:,}; every token needs an embedding."
         )
+    shape = shape_of(config)
     if trained:
-        check_dense(config)
+        check_dense(config, shape)
     files = _stamped(_like_files(base, study_folder) if location is None else _model_files(location, where), known)
     optimizer = _carried_optimizer(location) if base.optimizer == "carried" else None
     if optimizer is not None:
         files += _stamped([optimizer], known)
-    shape = shape_of(config)
     return {
         "identity": _identity(config, location, files),
         "kind": _kind(base.model, study_folder),

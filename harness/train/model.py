@@ -193,12 +193,14 @@ def _copy_tokenizer(tokenizer: Path, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. total: all parameters. matmul: less embedding look-ups, with the output head, tied or not."""
+    """Sizes of a model. total: all parameters. matmul: less embedding look-ups, with the output head, tied or not.
+    experts: whether it is a mixture of experts."""
 
     total: int
     matmul: int
     layers: int
     hidden: int
+    experts: bool
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
@@ -211,17 +213,16 @@ def shape_of(config: PretrainedConfig) -> Shape:
     tied = head is not None and id(head.weight) in embedded
     matmul = total - sum(embedded.values()) + (head.weight.numel() if tied else 0)
     text = config.get_text_config()
-    return Shape(total, matmul, int(text.num_hidden_layers), int(text.hidden_size))
+    experts = any(
+        "experts" in type(m).__name__.lower() or name.endswith("experts") for name, m in model.named_modules()
+    )
+    return Shape(total, matmul, int(text.num_hidden_layers), int(text.hidden_size), experts)
 
 
-def check_dense(config: PretrainedConfig) -> None:
+def check_dense(config: PretrainedConfig, shape: Shape) -> None:
     """Raise UserError for a mixture of experts. What is trained here is the loss of the labels alone: none balances a
     router, Muon takes matrices one by one and not stacked, and costs count every parameter for every token."""
-    with torch.device("meta"):
-        model = _built(config)
-    if any(
-        "experts" in type(module).__name__.lower() or name.endswith("experts") for name, module in model.named_modules()
-    ):
+    if shape.experts:
         raise UserError(
             f"this {config.model_type} model is a mixture of experts, which is not supported yet: its router would be "
             "trained without the loss that balances it, and its FLOPs would be counted as if every token used every "
